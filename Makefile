@@ -1,0 +1,30 @@
+# Two commands are enough: `make demo` and `make test`. Everything runs from .venv, which the first of them creates.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
+
+.PHONY: demo test lint install
+
+install: .venv/.installed
+
+# torch first, by its exact version: a plain `torch`, asked for by another package, is gigabytes of CUDA.
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.11 or run make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,flows,dev]"
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python -m rlhf_data.world demo
+	$(BIN)/rlhf-data run demo/pipelines
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --warnings

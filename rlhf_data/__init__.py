@@ -1,0 +1,1 @@
+"""Feedback data in, weighted preference tables and trained policies out."""

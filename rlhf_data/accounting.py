@@ -1,0 +1,48 @@
+"""Accounting: every row that enters a step leaves it, was merged, was refused or was filtered, and each by a reason."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Count:
+    """What became of the rows that entered one step: rows_in = out + merged + quarantined + filtered.
+
+    Attributes:
+        step: the step's name, with its source where it has one: "read:hh".
+        unit: what is counted: records, observations, completions, judgments, pairs.
+        rows_in: how many came in.
+        out: how many went on.
+        merged: rows that became part of another row, by reason.
+        quarantined: rows that were refused, by code.
+        filtered: rows left out on purpose, by reason.
+    """
+
+    step: str
+    unit: str
+    rows_in: int
+    out: int
+    merged: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    filtered: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        left = sum(sum(reasons.values()) for reasons in (self.merged, self.quarantined, self.filtered))
+        if self.rows_in != self.out + left:
+            raise RuntimeError(
+                f"{self.step}: {self.rows_in} {self.unit} came in, but {self.out} went on and {left} are accounted "
+                f"for otherwise: {self.rows_in - self.out - left} are lost. This is a fault of the step, not of the data."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def total(counts: list[Count], kind: str) -> Counter[str]:
+    """The sum over counts of one kind of leaving ("merged", "quarantined", "filtered"), by reason."""
+    summed: Counter[str] = Counter()
+    for count in counts:
+        summed.update(getattr(count, kind))
+    return summed

@@ -1,0 +1,93 @@
+"""Identity: content ids and keyed hashes.
+
+Ids are xxh3-128 of canonical bytes, written as 32 hex digits. They are the same on every machine and in every engine,
+which no engine's own `hash()` promises.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+_UINT64 = 1 << 64
+
+
+def content_id(*parts: str) -> str:
+    """The id of a tuple of strings; each part's length is hashed too, so ("ab", "c") differs from ("a", "bc").
+
+    >>> content_id("ab", "c") == content_id("a", "bc")
+    False
+    """
+    return xxh3_128_hexdigest("".join(f"{len(part.encode())}:{part}" for part in parts))
+
+
+def prompt_ids(prompts: pl.Series) -> pl.Series:
+    """The ids of prompts given as List(Struct{role, content}); null stays null."""
+    turn = pl.concat_str(
+        pl.element().struct["role"],
+        pl.lit(":"),
+        pl.element().struct["content"].str.len_bytes(),
+        pl.lit(":"),
+        pl.element().struct["content"],
+    )
+    canonical = prompts.to_frame("prompt").select(pl.col("prompt").list.eval(turn).list.join(""))["prompt"]
+    return _digests(canonical, "prompt_id")
+
+
+def pair_ids(first: pl.Series, second: pl.Series, name: str) -> pl.Series:
+    """Ids of rows of two strings of which the first is itself an id (fixed length), in order."""
+    joined = pl.DataFrame({"first": first, "second": second}).select(pl.col("first") + ":" + pl.col("second"))
+    return _digests(joined.to_series(), name)
+
+
+def completion_ids(prompt_id: pl.Series, completion: pl.Series) -> pl.Series:
+    """The ids of completions: prompt and text together, so one text under two prompts has two ids."""
+    return pair_ids(prompt_id, completion, "completion_id")
+
+
+def keyed_hash(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
+    """A UInt64 per id that depends on nothing but (purpose, seed, id).
+
+    Ranking by it samples rows in a way that neither the order of rows nor rows that arrive later can change.
+    """
+    key = xxh3_64_intdigest(f"{purpose}:{seed}")
+    return pl.Series(ids.name, [xxh3_64_intdigest(i, seed=key) for i in ids.to_list()], dtype=pl.UInt64)
+
+
+def keyed_fraction(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
+    """`keyed_hash` as Float64 in [0, 1): a threshold on it takes a share."""
+    return keyed_hash(ids, purpose, seed).cast(pl.Float64) / _UINT64
+
+
+def split_keys(prompts: pl.Series) -> pl.Series:
+    """The normalised root of each conversation: its first user turn, case-folded, NFKC, white space collapsed.
+
+    Prompts with the same key must never stand on two sides of a split.
+    """
+    contents = prompts.to_frame("prompt").select(
+        root=pl.coalesce(
+            pl.col("prompt").list.eval(pl.element().filter(pl.element().struct["role"] == "user")).list.first(),
+            pl.col("prompt").list.first(),
+        ).struct["content"]
+    )["root"]
+    return pl.Series("split_key", [None if c is None else _normalised(c) for c in contents], dtype=pl.String)
+
+
+def file_digest(chunks: Iterable[bytes]) -> str:
+    """xxh3-128 of a file's bytes, given in chunks."""
+    from xxhash import xxh3_128
+
+    digest = xxh3_128()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _normalised(text: str) -> str:
+    return xxh3_128_hexdigest(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
+
+
+def _digests(values: pl.Series | Sequence[str | None], name: str) -> pl.Series:
+    return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v) for v in values], dtype=pl.String)
