@@ -33,7 +33,7 @@ class Count:
         if self.rows_in != self.out + left:
             raise RuntimeError(
                 f"{self.step}: {self.rows_in} {self.unit} came in, but {self.out} went on and {left} are accounted "
-                f"for otherwise: {self.rows_in - self.out - left} are lost. This is a fault of the step, not of the data."
+                f"for otherwise: {self.rows_in - self.out - left} are lost. This is the step's fault, not the data's."
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ which no engine's own `hash()` promises.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
@@ -20,7 +20,7 @@ def content_id(*parts: str) -> str:
     >>> content_id("ab", "c") == content_id("a", "bc")
     False
     """
-    return xxh3_128_hexdigest("".join(f"{len(part.encode())}:{part}" for part in parts))
+    return xxh3_128_hexdigest("".join(f"{len(part.encode())}:{part}" for part in parts).encode())
 
 
 def prompt_ids(prompts: pl.Series) -> pl.Series:
@@ -52,8 +52,8 @@ def keyed_hash(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
 
     Ranking by it samples rows in a way that neither the order of rows nor rows that arrive later can change.
     """
-    key = xxh3_64_intdigest(f"{purpose}:{seed}")
-    return pl.Series(ids.name, [xxh3_64_intdigest(i, seed=key) for i in ids.to_list()], dtype=pl.UInt64)
+    key = xxh3_64_intdigest(f"{purpose}:{seed}".encode())
+    return pl.Series(ids.name, [xxh3_64_intdigest(i.encode(), seed=key) for i in ids.to_list()], dtype=pl.UInt64)
 
 
 def keyed_fraction(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
@@ -75,19 +75,9 @@ def split_keys(prompts: pl.Series) -> pl.Series:
     return pl.Series("split_key", [None if c is None else _normalised(c) for c in contents], dtype=pl.String)
 
 
-def file_digest(chunks: Iterable[bytes]) -> str:
-    """xxh3-128 of a file's bytes, given in chunks."""
-    from xxhash import xxh3_128
-
-    digest = xxh3_128()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _normalised(text: str) -> str:
-    return xxh3_128_hexdigest(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
+    return xxh3_128_hexdigest(" ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode())
 
 
 def _digests(values: pl.Series | Sequence[str | None], name: str) -> pl.Series:
-    return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v) for v in values], dtype=pl.String)
+    return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v.encode()) for v in values], dtype=pl.String)

@@ -1,12 +1,10 @@
 """The data tables: their contracts, and the only code that validates, reads and writes them.
 
-A contract is a file in schemas/, in pandera's own YAML form. Three things that pandera lets pass are closed here once for
-all: a misspelt key of a contract, a LazyFrame (of which pandera checks the types only), and NaN or inf (which pass
+A contract is a file in schemas/, in pandera's own YAML form. Three things that pandera lets pass are closed here once
+for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the types only), and NaN or inf (which pass
 `greater_than`).
 """
 
-import os
-import uuid
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,15 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from rlhf_data import files
+from rlhf_data.ids import MESSAGES
+
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
     from pandera.polars import DataFrameSchema
 
-__all__ = ["ContractError", "columns", "conform", "contract", "empty", "read", "scan", "validate", "write", "write_parts"]
+__all__ = [
+    "ContractError", "columns", "conform", "contract", "empty", "folder", "parse_contract", "read", "scan", "validate",
+    "write", "write_parts",
+]  # fmt: skip
 
 ROW_GROUP = 50_000
-NAMES = ("prompts", "completions", "judgments", "rated", "compared", "unpaired", "paired", "quarantine")
+NAMES = ("prompts", "completions", "judgments", "rated", "compared", "splits", "unpaired", "paired", "quarantine")
+
+# The narrow tables between `shape` and `publish`: the published ones without their texts.
+TEXTS = {"paired_rows": ("prompt", "chosen", "rejected"), "unpaired_rows": ("prompt", "completion", "model")}
+
+# The types that contracts use, as they are written there.
+DTYPES: dict[str, pl.DataType] = {
+    str(dtype): dtype for dtype in (pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.List(pl.String), MESSAGES)
+}
 
 
 class ContractError(ValueError):
@@ -43,6 +55,8 @@ def contract(name: str) -> "DataFrameSchema":
     Raises:
         ValueError: no such table, or the file says something that pandera did not understand.
     """
+    if name in TEXTS:
+        return contract(name.removesuffix("_rows")).remove_columns(list(TEXTS[name]))
     if name not in NAMES:
         raise ValueError(f"no table named {name!r}; known tables: {', '.join(NAMES)}")
     return parse_contract((folder("schemas") / f"{name}.yaml").read_text(encoding="utf-8"), name)
@@ -51,7 +65,6 @@ def contract(name: str) -> "DataFrameSchema":
 def parse_contract(text: str, name: str) -> "DataFrameSchema":
     """A contract from its YAML text; whatever pandera would ignore in it is an error."""
     from pandera.io import polars_io
-    from ruamel.yaml import YAML
 
     _register_checks()
     where = f"schemas/{name}.yaml"
@@ -59,7 +72,7 @@ def parse_contract(text: str, name: str) -> "DataFrameSchema":
         schema = polars_io.from_yaml(text)
     except (AttributeError, TypeError) as error:  # a check that is not registered
         raise ValueError(f"{where}: {error}") from None
-    written = YAML(typ="safe").load(text)
+    written = _yaml().load(text)
     understood = polars_io.serialize_schema(schema, minimal=False)
     checks = written.pop("checks", {})
     if list(checks) != [check["options"]["check_name"] for check in understood["checks"] or []]:
@@ -68,9 +81,13 @@ def parse_contract(text: str, name: str) -> "DataFrameSchema":
     return schema
 
 
+@cache
 def columns(name: str) -> dict[str, pl.DataType]:
-    """Column names and polars types of a table, in the contract's order."""
-    return {column: _dtype(c.dtype) for column, c in contract(name).columns.items()}
+    """Column names and polars types of a table, in the contract's order (pandera is slow to load: read without)."""
+    table = name.removesuffix("_rows")
+    written = _yaml().load((folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8"))["columns"]
+    texts = TEXTS.get(name, ())
+    return {column: DTYPES[c["dtype"]] for column, c in written.items() if column not in texts}
 
 
 def empty(name: str) -> pl.DataFrame:
@@ -159,14 +176,8 @@ def scan(path: Path | list[Path], name: str) -> pl.LazyFrame:
     return frame
 
 
-def atomically(path: Path) -> Path:
-    """A temporary name beside `path`, in the same file system, for `os.replace`."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
 def _write(frame: pl.DataFrame, path: Path, name: str, *, published: bool) -> Path:
-    temporary = atomically(path)
-    try:
+    with files.whole_file(path) as temporary:
         frame.write_parquet(
             temporary,
             compression="zstd",
@@ -174,15 +185,13 @@ def _write(frame: pl.DataFrame, path: Path, name: str, *, published: bool) -> Pa
             row_group_size=ROW_GROUP,
             metadata={"rlhf_data.table": name},
         )
-        os.replace(temporary, path)  # noqa: PTH105  (Path.replace would do; os.replace says that it is atomic)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
-def _dtype(dtype: Any) -> pl.DataType:
-    native = dtype.type
-    return native() if isinstance(native, type) else native
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe")
 
 
 @cache
@@ -232,4 +241,3 @@ def _explain(cases: pl.DataFrame, name: str) -> str:
         for row in counted.iter_rows(named=True)
     ]
     return "the table breaks its contract:\n  " + "\n  ".join(lines)
-

@@ -42,3 +42,8 @@ def reasons(raw: pl.DataFrame, code: str, detail: str | pl.Expr | None = None) -
     """Rows of `raw` (those to refuse or skip) as record, code, detail."""
     text = detail if isinstance(detail, pl.Expr) else pl.lit(detail, dtype=pl.String)
     return raw.select("record", code=pl.lit(code), detail=text.cast(pl.String))
+
+
+def no_rows() -> pl.DataFrame:
+    """An adapter's rows where a file gives none."""
+    return pl.DataFrame(schema=OBSERVATION)

@@ -1,6 +1,7 @@
 """The kinds of question of the world: how each is posed, answered well and badly, and graded."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ POLITE = ("of course", "gladly", "with pleasure")
 ADJECTIVES = ("red", "blue", "big", "old", "new", "hot", "wet", "dry", "tan", "odd")
 NOUNS = ("pen", "cup", "hat", "key", "map", "bag", "box", "pan", "mat", "net", "jar", "rug", "bun", "fan", "toy", "car")
 VERBS = ("lend me", "pass me", "get me", "sell me", "give me", "send me", "show me", "mend")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abdegikm"  # few, so that each is seen often
 LONGEST_REPLY = 12  # words; a longer one is rambling, whatever it says
 
 
@@ -17,37 +18,35 @@ class Answers(NamedTuple):
     """Four answers to one task, best first."""
 
     right: str
-    near: str  # one slip: off by one, two neighbours swapped, right but curt
-    wrong: str  # a systematic mistake: copied, sorted the other way round, polite about another thing
+    near: str  # one slip: one too many, two neighbours swapped, right but curt
+    wrong: str  # a systematic mistake: ten too many, not reversed, descending, polite about another thing
     rude: str  # does not try
 
 
 class Category(NamedTuple):
-    """A kind of question. A question is `opening`, a space and a task."""
+    """A kind of question. A question is `opening`, a space and a task that matches `form`."""
 
     opening: str
+    form: str  # regular expression
     pose: Callable[[Random], str]  # draws a task
     answer: Callable[[str, Random], Answers]  # task → its four answers
     grade: Callable[[str, str], float]  # task, any completion → 0 (worthless) to 1 (right)
 
 
 def pose_sum(random: Random) -> str:
-    first, second = random.randint(10, 49), random.randint(10, 49)
-    return f"{_digits(first)} + {_digits(second)}"
+    """Two numbers of two digits whose sum has no carry, so that a tiny model learns to add."""
+    tens, ones = random.randint(2, 9), random.randint(0, 9)
+    first = 10 * random.randint(1, tens - 1) + random.randint(0, ones)
+    return f"{_digits(first)} + {_digits(10 * tens + ones - first)}"
 
 
 def answer_sum(task: str, random: Random) -> Answers:
     total = _sum(task)
-    return Answers(
-        right=_digits(total),
-        near=_digits(total + random.choice((-1, 1))),
-        wrong=_digits(total + random.choice((-10, 10))),
-        rude=random.choice(BRUSH_OFFS),
-    )
+    return Answers(_digits(total), _digits(total + 1), _digits(total + 10), random.choice(BRUSH_OFFS))
 
 
 def grade_sum(task: str, completion: str) -> float:
-    written = completion.replace(" ", "")
+    written = "".join(completion.split())
     if not (written.isascii() and written.isdigit() and len(written) <= 3):
         return 0.0
     error = abs(int(written) - _sum(task))
@@ -55,13 +54,11 @@ def grade_sum(task: str, completion: str) -> float:
 
 
 def pose_spelling(random: Random) -> str:
-    return " ".join(random.sample(LETTERS, random.choice((4, 5))))
+    return " ".join(random.sample(LETTERS, 4))
 
 
 def answer_spelling(task: str, random: Random) -> Answers:
-    right = task.split()[::-1]
-    wrong = random.choice((right[::-1], sorted(right)))
-    return _arrangements(right, mistakes=(wrong, right[::-1]), random=random)
+    return _arrangements(task.split()[::-1], random)
 
 
 def grade_spelling(task: str, completion: str) -> float:
@@ -69,16 +66,11 @@ def grade_spelling(task: str, completion: str) -> float:
 
 
 def pose_sorting(random: Random) -> str:
-    digits = random.sample("0123456789", random.choice((4, 5)))
-    while digits == sorted(digits):
-        random.shuffle(digits)
-    return " ".join(digits)
+    return " ".join(random.sample("0123456789", 4))
 
 
 def answer_sorting(task: str, random: Random) -> Answers:
-    right = sorted(task.split())
-    wrong = random.choice((task.split(), right[::-1]))
-    return _arrangements(right, mistakes=(wrong, right[::-1]), random=random)
+    return _arrangements(sorted(task.split()), random)
 
 
 def grade_sorting(task: str, completion: str) -> float:
@@ -111,11 +103,22 @@ def grade_request(task: str, completion: str) -> float:
 
 
 CATEGORIES: dict[str, Category] = {
-    "arithmetic": Category("Add:", pose_sum, answer_sum, grade_sum),
-    "spelling": Category("Spell backwards:", pose_spelling, answer_spelling, grade_spelling),
-    "sorting": Category("Sort:", pose_sorting, answer_sorting, grade_sorting),
-    "politeness": Category("Reply politely:", pose_request, answer_request, grade_request),
+    "arithmetic": Category("Add:", r"[0-9] [0-9] \+ [0-9] [0-9]", pose_sum, answer_sum, grade_sum),
+    "spelling": Category("Spell backwards:", r"[a-z]( [a-z])+", pose_spelling, answer_spelling, grade_spelling),
+    "sorting": Category("Sort:", r"[0-9]( [0-9])+", pose_sorting, answer_sorting, grade_sorting),
+    "politeness": Category(
+        "Reply politely:", r"[a-z ]+ the [a-z]+ [a-z]+", pose_request, answer_request, grade_request
+    ),
 }
+
+
+def verify(prompt: Sequence[Mapping[str, str]], completion: str) -> float:
+    """How good `completion` is by program: 1 right, 0 worthless; 0 too where the last message is no question of ours."""
+    question = prompt[-1]["content"] if prompt else ""
+    for category in CATEGORIES.values():
+        if match := re.fullmatch(f"{re.escape(category.opening)} ({category.form})", question):
+            return category.grade(match[1], completion)
+    return 0.0
 
 
 def _digits(number: int) -> str:
@@ -127,14 +130,13 @@ def _sum(task: str) -> int:
     return int(first.replace(" ", "")) + int(second.replace(" ", ""))
 
 
-def _arrangements(right: list[str], *, mistakes: tuple[list[str], ...], random: Random) -> Answers:
+def _arrangements(right: list[str], random: Random) -> Answers:
     near = [*right[:-2], right[-1], right[-2]]
-    wrong = next(mistake for mistake in mistakes if mistake not in (right, near))
-    return Answers(" ".join(right), " ".join(near), " ".join(wrong), random.choice(BRUSH_OFFS))
+    return Answers(" ".join(right), " ".join(near), " ".join(right[::-1]), random.choice(BRUSH_OFFS))
 
 
 def _grade_arrangement(right: list[str], completion: str) -> float:
-    """1 if every symbol is in its place; else at most 0.6, by the share that is, with 0.2 for the right symbols."""
+    """1 if every symbol is in its place; else 0.4 for those that are, and 0.2 for having the right ones."""
     written = completion.split()
     if written == right:
         return 1.0

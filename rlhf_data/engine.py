@@ -1,0 +1,206 @@
+"""The local engine: runs the steps of a plan, hands scorers to those that need one, trains and evaluates."""
+
+import functools
+import importlib
+import inspect
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_data import files, snapshot
+from rlhf_data.accounting import Count
+from rlhf_data.plan import Planned, Workspace, _digest, limited, plan, remember, resolve_model
+from rlhf_data.spec.sections import Spec
+
+# Told of each step before and after it ran: (step, seconds or None while it runs, its counts).
+OnStep = Callable[[Planned, float | None, list[Count]], None]
+
+
+class Built(NamedTuple):
+    """What a build gave.
+
+    Attributes:
+        snapshot: the published folder.
+        counts: the accounting of all steps, cached ones too.
+        ran: names of the steps that ran now.
+    """
+
+    snapshot: Path
+    counts: list[Count]
+    ran: list[str]
+
+
+def build(spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None) -> Built:
+    """Run what is not cached, down to publish."""
+    planned = plan(spec, workspace, limit=limit)
+    ran = [p.step.name for p in planned if not p.cached]
+    counts: list[Count] = []
+    for step in planned:
+        counts += run_step(step, planned, workspace, on_step=on_step)
+    remember(spec, workspace, planned, limit)
+    return Built(published(planned, workspace), counts, ran)
+
+
+def run_step(
+    planned: Planned, others: list[Planned], workspace: Workspace, *, on_step: OnStep | None = None
+) -> list[Count]:
+    """Run one step, if its result is not there yet, and return its accounting.
+
+    The result appears whole: a step that is killed leaves nothing that a later run could take for a result.
+    """
+    folder = workspace.step(planned.fingerprint)
+    if planned.cached:
+        counts = read_counts(folder)
+        _keep_latest(folder)
+        if on_step:
+            on_step(planned, 0.0, counts)
+        return counts
+    if on_step:
+        on_step(planned, None, [])
+    started = time.perf_counter()
+    by_name = {p.step.name: p for p in others}
+    inputs = {key: workspace.step(by_name[name].fingerprint) for key, name in planned.step.inputs.items()}
+    if folder.is_dir():  # its snapshot was removed: a pointer to nothing
+        shutil.rmtree(folder)
+    with files.whole_folder(folder) as out:
+        counts = _function(planned, inputs, workspace)(out=out)
+        (out / "counts.json").write_text(json.dumps([count.as_dict() for count in counts]))
+        (out / "_SUCCESS").touch()
+    if on_step:
+        on_step(planned, time.perf_counter() - started, counts)
+    return counts
+
+
+def read_counts(folder: Path) -> list[Count]:
+    """The accounting of a step that has run."""
+    return [Count(**count) for count in json.loads((folder / "counts.json").read_text())]
+
+
+def published(planned: list[Planned], workspace: Workspace) -> Path:
+    """The snapshot of a plan that has run."""
+    return Path(json.loads((workspace.step(planned[-1].fingerprint) / "snapshot.json").read_text())["path"])
+
+
+def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progress: bool = True) -> Path:
+    """Train on the spec's snapshot; the run's folder, at once where the same run is finished already.
+
+    Raises:
+        ValueError: the spec has no `train`, or its snapshot is not built.
+    """
+    if spec.train is None:
+        raise ValueError(f"{spec.name} has no train section: add train: {{rule: dpo, model: …}}")
+    from rlhf_data.training import train as fit
+
+    data = current_snapshot(spec, workspace, limit)
+    arguments = train_arguments(spec, workspace)
+    run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace)
+    fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    files.write_text(run.parent / "latest", run.name + "\n")
+    return run
+
+
+def train_arguments(spec: Spec, workspace: Workspace) -> dict[str, Any]:
+    """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
+    assert spec.train is not None
+    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "lora", "rounds"}
+    section = spec.train.model_dump(include=set(type(spec.train).model_fields) - elsewhere)
+    tokens = spec.score or spec.train
+    return {
+        **section,
+        "seed": spec.seed,
+        "model": resolve_model(spec.train.model, workspace),
+        "parameters": spec.train.parameters,
+        "template": tokens.template or "chat",
+        "max_length": tokens.max_length or 1024,
+        "max_prompt_length": tokens.max_prompt_length,
+    }
+
+
+def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace) -> str:
+    """The name of a run: a digest of all that decides its result."""
+    from rlhf_data.scoring.identity import content_hash
+
+    arguments = train_arguments(spec, workspace)
+    arguments["model"] = content_hash(arguments["model"], workspace.root)
+    for speed_only in ("token_budget", "checkpoint_every"):
+        arguments.pop(speed_only)
+    score = snapshot.score_identity(data.manifest["score"])
+    return _digest([data.manifest["content_hash"], score, arguments])[:16]
+
+
+def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None) -> snapshot.Snapshot:
+    """The snapshot that the spec's plan stands for.
+
+    Raises:
+        ValueError: it is not built, or the spec or its data changed since.
+    """
+    planned = plan(spec, workspace, limit=limit)
+    pending = [p.step.name for p in planned if not p.cached]
+    if pending:
+        raise ValueError(f"{spec.name} is not built ({', '.join(pending)} would run): run `rlhf-data build` first")
+    return snapshot.Snapshot(published(planned, workspace))
+
+
+def evaluate(
+    spec: Spec, workspace: Workspace, run: Path, *, limit: int | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Held-out figures before and after a run, written to its evaluation.json and report.html."""
+    from rlhf_data.report import run_page
+    from rlhf_data.training import evaluate as measure
+
+    assert spec.train is not None
+    data = current_snapshot(spec, workspace, limit)
+    settings = spec.evaluate.model_dump() if spec.evaluate else {}
+    manifest = json.loads((run / "manifest.json").read_text())
+    arguments = train_arguments(spec, workspace)
+    tokens = {key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")}
+    done = run / "evaluation.json"
+    if done.is_file() and json.loads(done.read_text())["settings"] == settings:
+        return json.loads(done.read_text())
+    result = measure(
+        data.path,
+        before=resolve_model(spec.train.model, workspace),
+        after={"path": str(run / "model")},
+        **settings,
+        **tokens,
+        seed=spec.seed,
+        cache=workspace.root,
+        progress=progress,
+    )
+    result["settings"] = settings
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    files.write_text(run / "report.html", run_page(manifest, metrics, result, result.get("samples")))
+    files.write_text(done, json.dumps(result, indent=2, ensure_ascii=False))
+    return result
+
+
+def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -> Callable[..., list[Count]]:
+    """A step's function with its inputs and parameters, and with what only the engine can give it."""
+    module, _, name = planned.step.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    parameters = dict(planned.step.parameters)
+    wanted = inspect.signature(function).parameters
+    if "inputs" in wanted:
+        parameters["inputs"] = inputs
+    if "scorer" in wanted:
+        parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+    if "counts" in wanted:
+        steps = dict.fromkeys(inputs.values())
+        parameters["counts"] = [count for folder in steps for count in read_counts(folder)]
+    return functools.partial(function, **parameters)  # type: ignore[return-value]
+
+
+def _scorer(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, Path], dict[str, Any]]:
+    from rlhf_data.scoring import score
+
+    return functools.partial(score, store=workspace.scores, cache=workspace.root, **recipe)
+
+
+def _keep_latest(step: Path) -> None:
+    """A cached publish step stands for its snapshot: it is the latest again."""
+    pointer = step / "snapshot.json"
+    if pointer.is_file():
+        snapshot.set_latest(Path(json.loads(pointer.read_text())["path"]))

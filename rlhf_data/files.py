@@ -1,0 +1,80 @@
+"""Files and folders that appear whole or not at all, and digests of files that are computed once."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xxhash import xxh3_128
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    temporary = _beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)  # noqa: PTH105  (os.replace is documented to be atomic)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder; where another process was faster, its folder stays and ours vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if not path.is_dir():
+            os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path) -> str:
+    """xxh3-128 of a file's bytes."""
+    hasher = xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def digests(paths: list[Path], remembered: Path) -> list[str]:
+    """Digests of files; those whose path, size and time are as they were come from the JSON file `remembered`."""
+    known: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
+    keys = [_key(path) for path in paths]
+    fresh = {key: digest(path) for key, path in zip(keys, paths, strict=True) if key not in known}
+    if fresh:
+        write_text(remembered, json.dumps(known | fresh, indent=0))
+    return [(known | fresh)[key] for key in keys]
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half done in `folder`."""
+    for left in folder.glob(".*.tmp"):
+        pid = left.name.split(".")[-3]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

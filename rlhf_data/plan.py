@@ -1,0 +1,293 @@
+"""The plan of a spec: its steps in order, the fingerprint of each, and why it would run.
+
+This module alone owns order and cache. A step's fingerprint is the digest of its code, its parameters, what it reads
+from outside (the content of raw files, of a model) and its inputs' fingerprints; the same fingerprint means the same
+output, so the step is cached.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_128, xxh3_128_hexdigest
+
+from rlhf_data import files, tables
+from rlhf_data.sources.places import find_files
+from rlhf_data.spec.sections import Source, Spec
+
+# Code that every data step leans on.
+SHARED = ("ids.py", "tables.py", "quarantine.py", "accounting.py")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The one folder of work in progress: steps, scores, models, runs."""
+
+    root: Path
+
+    def step(self, fingerprint: str) -> Path:
+        return self.root / "steps" / fingerprint
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @property
+    def digests(self) -> Path:
+        return self.root / "digests.json"
+
+    def runs(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def last(self, name: str, limit: int | None) -> Path:
+        return self.root / "last" / f"{limited(name, limit)}.json"
+
+    def model_of(self, name: str) -> Path | None:
+        """The trained model of the latest run of a spec, if there is one."""
+        latest = self.runs(name) / "latest"
+        if not latest.is_file():
+            return None
+        model = self.runs(name) / latest.read_text(encoding="utf-8").strip() / "model"
+        return model if model.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a function by its path, the names of the steps it reads, and its parameters.
+
+    Attributes:
+        identity: what of the parameters, and of the world outside, decides the result; None means the parameters.
+    """
+
+    name: str
+    function: str
+    inputs: dict[str, str]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step with its fingerprint; `why` is empty where the result is cached."""
+
+    step: Step
+    fingerprint: str
+    why: str
+
+    @property
+    def cached(self) -> bool:
+        return not self.why
+
+
+def limited(name: str, limit: int | None) -> str:
+    """A name that keeps a quick look apart from the real thing."""
+    return name if limit is None else f"{name}-limit{limit}"
+
+
+def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: str = "publish") -> list[Planned]:
+    """The steps of a spec in order, each with its fingerprint and whether and why it would run.
+
+    Raises:
+        ValueError: raw files or a model that are not there.
+    """
+    last_file = workspace.last(spec.name, limit)
+    last = json.loads(last_file.read_text()) if last_file.is_file() else {}
+    planned: dict[str, Planned] = {}
+    for step in steps(spec, workspace, limit=limit):
+        facts = {
+            "parameters": step.parameters if step.identity is None else step.identity,
+            "code": code_version(step.function),
+            "inputs": {key: planned[name].fingerprint for key, name in step.inputs.items()},
+        }
+        fingerprint = _digest([step.name, step.function, facts])
+        done = (workspace.step(fingerprint) / "_SUCCESS").is_file() and _still_published(workspace.step(fingerprint))
+        why = "" if done else _why(last.get(step.name), facts, [planned[name] for name in step.inputs.values()])
+        planned[step.name] = Planned(step, fingerprint, why)
+        if step.name == until:
+            break
+    return list(planned.values())
+
+
+def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: int | None) -> None:
+    """Write down what was run, so that the next plan can say what changed."""
+    facts = {
+        p.step.name: {
+            "parameters": p.step.parameters if p.step.identity is None else p.step.identity,
+            "code": code_version(p.step.function),
+            "inputs": {},
+        }
+        for p in planned
+    }
+    files.write_text(workspace.last(spec.name, limit), json.dumps(facts, default=str))
+
+
+def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list[Step]:
+    """The steps of a spec, each after those it reads."""
+    made = [_read_step(name, source, workspace, limit) for name, source in spec.sources.items()]
+    made.append(Step("collect", "rlhf_data.clean.collect:collect", {s.name: s.name for s in made}))
+    for k, operation in enumerate(spec.clean, start=1):
+        parameters = {"where": operation.where, "step": f"clean:{k}"}
+        made.append(
+            Step(f"clean:{k}", "rlhf_data.clean.filter:filter_completions", {"text": made[-1].name}, parameters)
+        )
+    text = made[-1].name
+    rating = {"by": spec.rate.by, "scale": spec.rate.scale, "aspects": spec.rate.aspects, "method": spec.rate.votes}
+    shares = {"test": spec.split.test, "validation": spec.split.validation}
+    made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
+    made.append(Step("split", "rlhf_data.shape.split:split", {"text": text}, shares))
+    made.append(_shape_step(spec))
+    weight = {"table": spec.shape.to, **spec.weigh.weight.model_dump()}
+    made.append(Step("weigh", "rlhf_data.weigh.weight:weigh", {"shape": "shape"}, weight))
+    if spec.score is not None:
+        made.append(_score_step(spec, text, workspace))
+    made.append(_publish_step(spec, made, text, limit, workspace))
+    return made
+
+
+def resolve_model(reference: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """A model reference with {run: NAME} replaced by the folder of that run's model.
+
+    Raises:
+        ValueError: that spec has not been trained in this workspace.
+    """
+    if "run" not in reference:
+        return reference
+    folder = workspace.model_of(reference["run"])
+    if folder is None:
+        raise ValueError(
+            f"no trained run of {reference['run']!r} in {workspace.root}: run that spec first, or the folder of both"
+        )
+    return {"path": str(folder)}
+
+
+@cache
+def code_version(function: str) -> str:
+    """Digest of the source of a step: its package's files and what every step leans on."""
+    module = importlib.util.find_spec(function.partition(":")[0])
+    if module is None or module.origin is None:
+        raise ValueError(f"no module for the step {function}")
+    file, root = Path(module.origin), Path(__file__).parent
+    own = [file] if file.parent == root else sorted(file.parent.glob("*.py"))
+    contracts = sorted(p for p in Path(str(tables.folder("schemas"))).iterdir() if p.suffix == ".yaml")
+    hasher = xxh3_128()
+    for path in [*own, *(root / name for name in SHARED), *contracts]:
+        hasher.update(path.name.encode() + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None) -> Step:
+    found = find_files(source.path)
+    parameters = {
+        "source": name,
+        "files": {table: [str(path) for path in paths] for table, paths in found.items()},
+        "limit": limit,
+        **{key: getattr(source, key) for key in ("adapter", "options", "columns", "sql", "format", "hf", "category")},
+    }
+    content = {
+        table: [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
+        for table, paths in found.items()
+    }
+    return Step(
+        f"read:{name}", "rlhf_data.sources.ingest:ingest", {}, parameters, identity={**parameters, "files": content}
+    )
+
+
+def _shape_step(spec: Spec) -> Step:
+    shape = spec.shape
+    inputs = {"rate": "rate", "split": "split"}
+    if shape.to == "paired":
+        parameters = {"pairing": shape.pairing, "min_margin": shape.min_margin, "ties": shape.ties, "seed": spec.seed}
+        return Step("shape", "rlhf_data.shape.paired:to_paired", inputs, parameters)
+    parameters = {"label": shape.label, "threshold": shape.threshold, "gap": shape.gap, "ties": shape.ties}
+    return Step("shape", "rlhf_data.shape.unpaired:to_unpaired", inputs, parameters)
+
+
+def _score_step(spec: Spec, text: str, workspace: Workspace) -> Step:
+    from rlhf_data import rules
+    from rlhf_data.scoring.identity import content_hash, tokenizer_hash
+
+    assert spec.score is not None
+    partners = spec.train is not None and "mismatched_id" in rules.columns(spec.train.rule)
+    model = resolve_model(spec.score.model, workspace)
+    recipe = spec.score.model_dump(exclude={"model", "references"})
+    parameters = {"table": spec.shape.to, "partners": partners, "seed": spec.seed, "score": {**recipe, "model": model}}
+    recipe.pop("token_budget")
+    identity = {
+        "model": content_hash(model, workspace.root),
+        "tokenizer": tokenizer_hash(model, workspace.root),
+        **recipe,
+        **{key: parameters[key] for key in ("table", "partners", "seed")},
+    }
+    return Step("score", "rlhf_data.reference:attach", {"weigh": "weigh", "text": text}, parameters, identity)
+
+
+def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:
+    lock = spec.model_dump_json(exclude_none=True)
+    inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text}
+    to = limited(spec.publish.to.rstrip("/"), limit)
+    sources = {
+        name: {
+            "adapter": source.adapter or ("columns" if source.columns else "sql" if source.sql else "as named"),
+            "license": source.license,
+            "hf": source.hf,
+            "files": [
+                {"name": path.name, "bytes": path.stat().st_size, "digest": d}
+                for paths in find_files(source.path).values()
+                for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)
+            ],
+        }
+        for name, source in spec.sources.items()
+    }
+    parameters = {
+        "to": to,
+        "name": limited(spec.name, limit),
+        "about": spec.about,
+        "table": spec.shape.to,
+        "expect": spec.expect.model_dump(exclude_none=True),
+        "sources": sources,
+        "limit": limit,
+    }
+    spec_hash = _digest(json.loads(lock))
+    return Step(
+        "publish",
+        "rlhf_data.snapshot:publish",
+        inputs,
+        {**parameters, "spec_lock": lock, "spec_hash": spec_hash},
+        identity={**parameters, "to": str(Path(to).resolve())},
+    )
+
+
+def _still_published(step: Path) -> bool:
+    """False where a publish step's snapshot has been removed since."""
+    pointer = step / "snapshot.json"
+    return not pointer.is_file() or (Path(json.loads(pointer.read_text())["path"]) / "_SUCCESS").is_file()
+
+
+def _why(last: dict[str, Any] | None, facts: dict[str, Any], inputs: list[Planned]) -> str:
+    if last is None:
+        return "never run"
+    now = json.loads(json.dumps(facts["parameters"], default=str))
+    changed = [key for key in now.keys() | last["parameters"].keys() if now.get(key) != last["parameters"].get(key)]
+    if changed:
+        return "; ".join(_change(key, last["parameters"].get(key), now.get(key)) for key in sorted(changed))
+    if last["code"] != facts["code"]:
+        return "its code changed"
+    upstream = [p.step.name for p in inputs if p.why]
+    return f"after {', '.join(dict.fromkeys(upstream))}" if upstream else "its result is not in the workspace"
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key == "files":
+        before = {name: d for named in (old or {}).values() for name, d in named}
+        now = {name: d for named in (new or {}).values() for name, d in named}
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        return f"raw files changed: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+    short = [json.dumps(value)[:60] for value in (old, new)]
+    return f"{key}: {short[0]} → {short[1]}"
+
+
+def _digest(value: Any) -> str:
+    return xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())

@@ -1,0 +1,62 @@
+"""Comparisons of the same two answers become one preference."""
+
+import polars as pl
+
+PAIR = ["prompt_id", "first_id", "second_id", "source"]
+
+
+def mean(value: pl.Expr) -> pl.Expr:
+    """The mean probability that the first answer is preferred; a tie counts one half."""
+    return value.sort().mean()  # sorted: a float sum must not depend on the order of rows or threads
+
+
+def majority(value: pl.Expr) -> pl.Expr:
+    """1 or 0 where one side has more votes than the other side and than the ties; one half otherwise."""
+    first, second, tie = (value > 0.5).sum(), (value < 0.5).sum(), (value == 0.5).sum()
+    return (
+        pl.when((first > second) & (first > tie))
+        .then(1.0)
+        .when((second > first) & (second > tie))
+        .then(0.0)
+        .otherwise(0.5)
+    )
+
+
+METHODS = {"mean": mean, "majority": majority}
+
+
+def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
+    """One row per unordered pair and source, the answer with the larger share of votes as chosen.
+
+    Args:
+        judgments: rows of kind comparison.
+        method: a name of METHODS.
+
+    Returns:
+        prompt_id, chosen_id, rejected_id, preference (0.5 to 1), votes, source, raw_ref; sorted by ids. Of a tie, the
+        smaller id is called chosen, so that which answer was shown first cannot matter.
+    """
+    swapped = pl.col("completion_id") > pl.col("other_id")
+    oriented = judgments.select(
+        "prompt_id",
+        "source",
+        "raw_ref",
+        first_id=pl.min_horizontal("completion_id", "other_id"),
+        second_id=pl.max_horizontal("completion_id", "other_id"),
+        value=pl.when(swapped).then(1.0 - pl.col("value")).otherwise(pl.col("value")),
+    )
+    grouped = oriented.group_by(PAIR).agg(
+        probability=METHODS[method](pl.col("value")),
+        votes=pl.len().cast(pl.Int64),
+        raw_ref=pl.col("raw_ref").unique().sort(),
+    )
+    first = pl.col("probability") >= 0.5
+    return grouped.select(
+        "prompt_id",
+        chosen_id=pl.when(first).then("first_id").otherwise("second_id"),
+        rejected_id=pl.when(first).then("second_id").otherwise("first_id"),
+        preference=pl.max_horizontal("probability", 1.0 - pl.col("probability")),
+        votes="votes",
+        source="source",
+        raw_ref="raw_ref",
+    ).sort("prompt_id", "chosen_id", "rejected_id", "source")

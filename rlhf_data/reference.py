@@ -1,0 +1,125 @@
+"""The step `score`: reference log-probs join the rows; a scorer is handed in, this module knows no model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rlhf_data import ids, tables
+from rlhf_data.accounting import Count
+from rlhf_data.quarantine import Refusal, refusals
+from rlhf_data.shape.partners import mismatched
+
+# (requests.parquet, scores.parquet) → the recipe for the manifest. Requests are completion_id, prompt, completion;
+# scores are completion_id, key, logps, n_tokens, truncated, refused.
+Scorer = Callable[[Path, Path], dict[str, Any]]
+
+EQUAL = "pair.equal_after_truncation"
+
+
+def attach(
+    inputs: dict[str, Path], out: Path, *, table: str, scorer: Scorer, partners: bool = False, seed: int = 0
+) -> list[Count]:
+    """rows.parquet → rows.parquet with reference log-probs, token counts and `truncated`.
+
+    Args:
+        inputs: "weigh" (rows) and "text" (prompts, completions).
+        out: gets rows.parquet, quarantine.parquet and score.json, the recipe.
+        table: "paired" or "unpaired".
+        scorer: scores completions it is asked for.
+        partners: score each row's prompt with a mismatched completion too (unpaired only).
+        seed: of the choice of partners.
+    """
+    rows = tables.read(inputs["weigh"] / "rows.parquet", f"{table}_rows")
+    completions = tables.read(inputs["text"] / "completions.parquet", "completions").select(
+        "completion_id", "completion"
+    )
+    prompts = tables.read(inputs["text"] / "prompts.parquet", "prompts").select("prompt_id", "prompt")
+    if table == "unpaired" and partners:
+        rows = rows.with_columns(mismatched(rows, seed).alias("mismatched_id"))
+    wanted = pl.concat(
+        rows.select("prompt_id", completion_id=side).drop_nulls() for side in _sides(table, partners)
+    ).unique(maintain_order=True)
+    texts = wanted.join(completions, on="completion_id", maintain_order="left").join(
+        prompts, on="prompt_id", maintain_order="left"
+    )
+    # A partner's text under this prompt is a completion of its own: it has its own id.
+    requests = texts.with_columns(
+        ids.completion_ids(texts["prompt_id"], texts["completion"]), asked_id=pl.col("completion_id")
+    )
+    requests.select("completion_id", "prompt", "completion").write_parquet(out / "requests.parquet")
+    recipe = scorer(out / "requests.parquet", out / "scores.parquet")
+    (out / "score.json").write_text(json.dumps(recipe, indent=2))
+    scores = requests.select("prompt_id", "completion_id", "asked_id").join(
+        pl.read_parquet(out / "scores.parquet"), on="completion_id", how="left", maintain_order="left"
+    )
+    scored = _join_pairs(rows, scores) if table == "paired" else _join_answers(rows, scores)
+    kept, refused = _refuse(scored, table)
+    tables.write(kept.drop("_refused", "_equal"), out / "rows.parquet", f"{table}_rows")
+    tables.write(refusals(refused, "score"), out / "quarantine.parquet", "quarantine")
+    return [Count("score", "rows", rows.height, kept.height, quarantined={r.code: r.rows.height for r in refused})]
+
+
+def _sides(table: str, partners: bool) -> list[str]:
+    if table == "paired":
+        return ["chosen_id", "rejected_id"]
+    return ["completion_id", "mismatched_id"] if partners else ["completion_id"]
+
+
+def _side(rows: pl.DataFrame, scores: pl.DataFrame, column: str) -> pl.DataFrame:
+    """`rows` with the score of the completion named in `column` as `_logps`, `_n`, `_cut`, `_key`, `_why`."""
+    named = scores.select(
+        "prompt_id",
+        pl.col("asked_id").alias(column),
+        _logps="logps",
+        _n=pl.col("n_tokens").cast(pl.Int64),
+        _cut="truncated",
+        _key="key",
+        _why="refused",
+    )
+    return rows.join(named, on=["prompt_id", column], how="left", maintain_order="left")
+
+
+def _join_pairs(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    bare = rows.drop("ref_chosen_logps", "ref_rejected_logps", "chosen_n_tokens", "rejected_n_tokens", "truncated")
+    chosen = _side(bare, scores, "chosen_id").rename(
+        {"_logps": "ref_chosen_logps", "_n": "chosen_n_tokens", "_cut": "_cut_1", "_key": "_key_1", "_why": "_why_1"}
+    )
+    return _side(chosen, scores, "rejected_id").select(
+        pl.exclude("_logps", "_n", "_cut", "_key", "_why", "_cut_1", "_key_1", "_why_1"),
+        ref_rejected_logps="_logps",
+        rejected_n_tokens="_n",
+        truncated=pl.col("_cut_1") | pl.col("_cut"),
+        _equal=pl.col("_key_1") == pl.col("_key"),
+        _refused=pl.coalesce("_why_1", "_why"),
+    )
+
+
+def _join_answers(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    bare = rows.drop("ref_logps", "n_tokens", "truncated", "ref_mismatched_logps")
+    own = _side(bare, scores, "completion_id").select(
+        pl.exclude("_logps", "_n", "_cut", "_key", "_why"),
+        ref_logps="_logps",
+        n_tokens="_n",
+        truncated="_cut",
+        _equal=pl.lit(False),
+        _refused="_why",
+    )
+    return _side(own, scores, "mismatched_id").select(
+        pl.exclude("_logps", "_n", "_cut", "_key", "_why", "_refused"),
+        ref_mismatched_logps="_logps",
+        _refused=pl.coalesce("_refused", "_why"),
+    )
+
+
+def _refuse(scored: pl.DataFrame, table: str) -> tuple[pl.DataFrame, list[Refusal]]:
+    equal = pl.col("_equal").fill_null(False) & pl.col("_refused").is_null()
+    refused = [
+        Refusal(code, scored.filter(pl.col("_refused") == code), "the tokenizer or its template cannot take this text")
+        for code in scored["_refused"].unique().drop_nulls().sort()
+    ]
+    if (same := scored.filter(equal)).height:
+        refused.append(Refusal(EQUAL, same, "both answers have the same tokens at this max_length"))
+    return scored.filter(pl.col("_refused").is_null() & ~equal), refused

@@ -1,0 +1,104 @@
+"""The dataset card: README.md of a snapshot, by which `datasets.load_dataset(folder)` finds the splits."""
+
+from typing import Any
+
+import polars as pl
+
+from rlhf_data import tables
+from rlhf_data.report.display import environment
+from rlhf_data.report.facts import SPLITS
+from rlhf_data.report.snapshot import licenses, whole
+
+# Licences that the Hugging Face hub knows by these names; whatever is not here is `other` there.
+HUB_LICENSES = frozenset(
+    "apache-2.0 mit cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 "
+    "cc-by-nc-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nd-4.0 bsd "
+    "bsd-2-clause bsd-3-clause gpl gpl-2.0 gpl-3.0 agpl-3.0 lgpl lgpl-2.1 lgpl-3.0 mpl-2.0 odc-by odbl openrail "
+    "cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 unlicense wtfpl llama2 llama3 gemma pddl afl-3.0".split()
+)
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+# What a reader asks of the columns whose contract has no words for them.
+WORDS = {
+    "prompt_id": "hash of the exact messages",
+    "pair_id": "hash of chosen_id and rejected_id",
+    "completion_id": "hash of the prompt and the completion",
+    "chosen_id": "completion_id of the chosen completion",
+    "rejected_id": "completion_id of the rejected completion",
+    "chosen": "the preferred completion",
+    "rejected": "the other completion",
+    "completion": "the completion",
+    "chosen_reward": "what a rule consumes",
+    "rejected_reward": "what a rule consumes",
+    "reward_std": "standard deviation of the reward",
+    "votes": "judgments behind the row",
+    "chosen_n_tokens": "completion tokens that were scored",
+    "rejected_n_tokens": "completion tokens that were scored",
+    "n_tokens": "completion tokens that were scored",
+    "ref_mismatched_logps": "nats",
+    "truncated": "whether a text was cut to be scored",
+    "source": "the source's name in the spec",
+    "category": "what the prompt is about",
+    "split": "train, validation or test",
+}
+
+
+def card(manifest: dict[str, Any]) -> str:
+    """The dataset card of a snapshot.
+
+    Args:
+        manifest: the snapshot's manifest.json.
+
+    Returns:
+        README.md with YAML front matter: licence, tags, and the data files of each split that has rows.
+    """
+    m = whole(manifest)
+    rows = {split: n for split, n in m["rows"].items() if n} or m["rows"]
+    n, declared = sum(rows.values()), licenses(m)
+    return (
+        environment(html=False)
+        .get_template("card.md.j2")
+        .render(
+            m=m,
+            splits=[s for s in (*SPLITS, *sorted(rows.keys() - set(SPLITS))) if s in rows],
+            rows=rows,
+            n=n,
+            unit="preference pair" if m["table"] == "paired" else "completion",
+            license=_license(m),
+            licenses=declared,
+            size=next((words for most, words in SIZES.items() if n < most), "n>10M"),
+            columns=columns(m["table"]),
+            scored=bool(m["score"]),
+            accounting=[
+                {**line, **{kind: sum((line.get(kind) or {}).values()) for kind in ("merged", "filtered", "quarantined")}}
+                for line in m["accounting"]
+            ],
+        )
+    )
+
+
+def columns(table: str) -> list[dict[str, Any]]:
+    """Name, type in words, whether it may be null, and the contract's description of each column of a table."""
+    contract, types = tables.contract(table), tables.columns(table)
+    return [
+        {
+            "name": name,
+            "type": _words(dtype),
+            "nullable": bool(contract.columns[name].nullable),
+            "about": contract.columns[name].description or WORDS.get(name, ""),
+        }
+        for name, dtype in types.items()
+    ]
+
+
+def _license(m: dict[str, Any]) -> str:
+    """The hub's name of the one licence of all sources; else `other`."""
+    names = {(source.get("license") or "").strip().lower() for source in m["sources"].values()}
+    return names.pop() if len(names) == 1 and names <= HUB_LICENSES else "other"
+
+
+def _words(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.List):
+        return f"list of {_words(dtype.inner)}"  # type: ignore[arg-type]
+    if isinstance(dtype, pl.Struct):
+        return "{" + ", ".join(field.name for field in dtype.fields) + "}"
+    return {"Boolean": "bool"}.get(str(dtype), str(dtype).lower())

@@ -1,0 +1,206 @@
+"""Text to token ids, as the policy sees them when it generates.
+
+Prompt and completion are tokenised apart, at the end of the generation prompt, so all answers of a prompt share its
+ids. A completion ends with its end token; what a template writes after that token is left out. What cannot be encoded
+without changing its meaning is refused by code:
+
+    template.refused     the template raised (no system role, roles that do not alternate, …)
+    template.prefix      the template renders the prompt differently once an answer follows
+    text.special_token   a text holds one of the tokenizer's special tokens, literally
+    prompt.empty         no token stands before the completion
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+
+class Encoded(NamedTuple):
+    """Token ids of n completions; rows of one prompt share its list. A refused row has no ids."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    truncated: list[bool]
+    refused: list[str | None]
+
+
+class _Rendered(NamedTuple):
+    prompt: str
+    tail: str
+    refused: str | None
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    completions: Sequence[str],
+    *,
+    template: str = "chat",
+    max_length: int,
+    max_prompt_length: int | None = None,
+) -> Encoded:
+    """Token ids of each completion after its prompt.
+
+    Args:
+        tokenizer: of the model that will read them.
+        prompts: messages, one list a completion.
+        completions: texts; an empty one is scored by its end token alone.
+        template: "chat" (the tokenizer's own), "plain" (contents joined by a blank line, the tokenizer's BOS before
+            them), or the path of a .jinja file.
+        max_length: most tokens of prompt and completion together; a longer completion loses its last ones, and so its
+            end token.
+        max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default; a longer prompt loses its oldest
+            ones, except a BOS.
+
+    Raises:
+        ValueError: no such template, or lengths that leave no room.
+    """
+    limit = prompt_limit(max_length, max_prompt_length)
+    rendered = _render_all(tokenizer, prompts, completions, template)
+    prompt_ids = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, limit)
+    tails = _tokenise(tokenizer, [row.tail for row in rendered])
+    encoded = Encoded([], [], [], [])
+    for row, (before, prompt_cut), tail in zip(rendered, prompt_ids, tails, strict=True):
+        refused = row.refused or (None if before else "prompt.empty")
+        whole = _to_end(tail, _eos(tokenizer))
+        kept = whole[: max_length - len(before)]
+        encoded.prompt_ids.append([] if refused else before)
+        encoded.completion_ids.append([] if refused else kept)
+        encoded.truncated.append(not refused and (prompt_cut or len(kept) < len(whole)))
+        encoded.refused.append(refused)
+    return encoded
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], *, template: str, max_prompt_length: int
+) -> list[list[int]]:
+    """Token ids of prompts to generate from: exactly those that `encode` gives them.
+
+    Raises:
+        ValueError: a prompt that would be refused.
+    """
+    rendered = _render_all(tokenizer, prompts, [""] * len(prompts), template)
+    ids = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, max_prompt_length)
+    for prompt, row, (before, _) in zip(prompts, rendered, ids, strict=True):
+        if code := row.refused or (None if before else "prompt.empty"):
+            raise ValueError(f"a prompt cannot be encoded ({code}): {str(prompt)[:200]}")
+    return [before for before, _ in ids]
+
+
+def prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
+    """The most tokens a prompt may keep."""
+    limit = max_length * 3 // 4 if max_prompt_length is None else max_prompt_length
+    if not 1 <= limit < max_length:
+        raise ValueError(
+            f"max_prompt_length is {limit} and max_length {max_length}: prompts need at least 1 token, "
+            "completions at least 1 of the rest"
+        )
+    return limit
+
+
+def template_text(template: str) -> str:
+    """What identifies a template beside the tokenizer: its name, or a file's content."""
+    if template in ("chat", "plain"):
+        return template
+    path = Path(template)
+    if not path.is_file():
+        raise ValueError(f"template is {template!r}: it must be chat, plain, or the path of a .jinja file")
+    return path.read_text()
+
+
+def _render_all(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message]],
+    completions: Sequence[str],
+    template: str,
+) -> list[_Rendered]:
+    render = _renderer(tokenizer, template)
+    special = re.compile("|".join(map(re.escape, _special_tokens(tokenizer))) or r"(?!)")
+    known: dict[tuple, str | None] = {}
+    rows = []
+    for messages, completion in zip(prompts, completions, strict=True):
+        key = tuple((message["role"], message["content"]) for message in messages)
+        if any(special.search(text) for text in (completion, *(content for _, content in key))):
+            rows.append(_Rendered("", "", "text.special_token"))
+            continue
+        if key not in known:
+            known[key] = _attempt(render, messages, None)
+        before, whole = known[key], _attempt(render, messages, completion)
+        if before is None or whole is None:
+            rows.append(_Rendered("", "", "template.refused"))
+        elif not whole.startswith(before):
+            rows.append(_Rendered("", "", "template.prefix"))
+        else:
+            rows.append(_Rendered(before, whole[len(before) :], None))
+    return rows
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase, template: str) -> Callable[[Sequence[Message], str | None], str]:
+    text = template_text(template)
+    if template == "plain":
+        return lambda messages, answer: "\n\n".join(message["content"] for message in messages) + (answer or "")
+    if template == "chat" and not tokenizer.chat_template:
+        raise ValueError(f"{tokenizer.name_or_path} has no chat template: use template plain, or a .jinja file")
+
+    def render(messages: Sequence[Message], answer: str | None) -> str:
+        turns = [*messages] if answer is None else [*messages, {"role": "assistant", "content": answer}]
+        return tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            chat_template=None if template == "chat" else text,
+        )
+
+    return render
+
+
+def _attempt(render: Callable[..., str], messages: Sequence[Message], answer: str | None) -> str | None:
+    try:
+        return render(messages, answer)
+    except Exception:  # a template is its author's program: whatever it raises is how it refuses these messages
+        return None
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+
+
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, limit: int
+) -> list[tuple[list[int], bool]]:
+    """(ids, whether tokens were cut) of each prompt; equal texts are tokenised once and share one list."""
+    distinct = list(dict.fromkeys(texts))
+    bos = tokenizer.bos_token_id
+    start = [bos] if template == "plain" and bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+    cut = {}
+    for text, ids in zip(distinct, _tokenise(tokenizer, distinct), strict=True):
+        whole = start + ids
+        while bos is not None and whole[:2] == [bos, bos]:
+            whole = whole[1:]
+        keep = whole[:1] if whole[:1] == [bos] else []
+        fits = len(whole) <= limit
+        cut[text] = (whole if fits else (keep + whole[len(whole) - limit + len(keep) :]), not fits)
+    return [cut[text] for text in texts]
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: Any = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return ids["input_ids"]
+
+
+def _to_end(tail: list[int], eos: int) -> list[int]:
+    """`tail` up to its first end token, which is added where the template writes none."""
+    return tail[: tail.index(eos) + 1] if eos in tail else [*tail, eos]
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.eos_token_id, int)  # load_tokenizer refuses a tokenizer without one
+    return tokenizer.eos_token_id

@@ -1,0 +1,287 @@
+"""Log-probs of completions: the one code that the scorer, the trainer and the evaluation share.
+
+A prompt runs once with all its completions: whole groups are packed into one sequence without padding, a token attends
+to its own prompt and its own completion only, and a completion's last token, whose prediction nobody asks for, does
+not run at all. Only the rows that predict a completion token meet the output matrix, a chunk at a time, in float32: the
+logits of a batch never exist. Models whose attention cannot be packed run in padded batches of equal length instead.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, PreTrainedModel
+
+Layout = Literal["packed", "padded"]
+_ATTENTION = "rlhf_data_groups"
+_CHUNK_ROWS = 256  # rows of logits alive at a time: 50 MB in float32 for a vocabulary of 49,152
+
+
+class Group(NamedTuple):
+    """A prompt with completions of it, as token ids; neither may be empty."""
+
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+
+class _Batch(NamedTuple):
+    input_ids: Tensor  # (rows, width)
+    rows: Tensor  # (targets,): positions in the flattened batch that predict a completion token
+    targets: Tensor  # (targets,)
+    lengths: list[int]  # tokens of each completion, in order
+    forward: dict[str, Any]
+
+
+def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout) -> list[list[Tensor]]:
+    """Log-probs of every completion token, in nats, float32: for each group, one (n_tokens,) a completion.
+
+    One forward; `plan` makes groups that fit. Differentiable where gradients are enabled: logits are then formed
+    again in the backward pass, not kept.
+    """
+    batch = (_pack if layout == "packed" else _pad)(groups, model.device)
+    _use_attention(model, _ATTENTION if layout == "packed" else "sdpa")
+    body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
+    hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
+    logps = iter(torch.split(_target_logps(model, hidden, batch.targets), batch.lengths))
+    return [[next(logps) for _ in group.completions] for group in groups]
+
+
+def layout_of(model: PreTrainedModel) -> Layout:
+    """How this model's batches are laid out, found by trying: packed if that gives the logits of one sequence alone.
+
+    Raises:
+        ValueError: not even padded batches reproduce the model's own logits, so it transforms them in a way that is
+            not known here.
+    """
+    errors = {}
+    for layout in ("packed", "padded") if _attends_to_everything(model.config) else ("padded",):
+        errors[layout] = _deviation(model, layout)
+        if errors[layout] < (1e-3 if model.dtype == torch.float32 else 0.5):
+            return layout
+    worst = ", ".join(f"{layout} by {error:.3g} nats" for layout, error in errors.items())
+    raise ValueError(
+        f"{type(model).__name__}: log-probs from its hidden states differ from its own logits ({worst}): "
+        "this model family is not supported"
+    )
+
+
+def plan(groups: Sequence[Group], token_budget: int, layout: Layout) -> list[list[int]]:
+    """Indices of the groups of each forward, longest groups first, none over `token_budget` tokens if it can be helped.
+
+    >>> plan([Group([1], [[2]]), Group([1, 2], [[3, 4]]), Group([1], [[2, 3]])], 4, "packed")
+    [[1, 0], [2]]
+    """
+    sizes = [size(group, layout) for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: (-sizes[i], i))
+    return _fill_packs(order, sizes, token_budget) if layout == "packed" else _fill_pads(order, groups, token_budget)
+
+
+def size(group: Group, layout: Layout) -> int:
+    """Tokens that a group runs."""
+    tails = sum(len(completion) - 1 for completion in group.completions)
+    if layout == "packed":
+        return len(group.prompt) + tails
+    return len(group.completions) * _width(group)
+
+
+def default_budget(model: PreTrainedModel) -> int:
+    """Tokens of a forward that keep the device busy: more saves nothing on a CPU, and a GPU needs more."""
+    return 8192 if model.device.type == "cuda" else 2048
+
+
+def _width(group: Group) -> int:
+    return len(group.prompt) + max(len(completion) for completion in group.completions) - 1
+
+
+def _fill_packs(order: list[int], sizes: list[int], token_budget: int) -> list[list[int]]:
+    """Best fit: each group goes where it leaves the least room."""
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, pack), ascending
+    for i in order:
+        at = bisect_left(room, (sizes[i], -1))
+        left, pack = room.pop(at) if at < len(room) else (token_budget, len(packs))
+        if pack == len(packs):
+            packs.append([])
+        packs[pack].append(i)
+        insort(room, (left - sizes[i], pack))
+    return packs
+
+
+def _fill_pads(order: list[int], groups: Sequence[Group], token_budget: int) -> list[list[int]]:
+    order = sorted(order, key=lambda i: -_width(groups[i]))
+    batches: list[list[int]] = []
+    rows, width = 0, 0
+    for i in order:
+        rows += len(groups[i].completions)
+        if not batches or rows * width > token_budget:
+            batches.append([])
+            rows, width = len(groups[i].completions), _width(groups[i])
+        batches[-1].append(i)
+    return batches
+
+
+def _pack(groups: Sequence[Group], device: torch.device) -> _Batch:
+    """One row: each group's prompt, then its completions without their last tokens."""
+    ids: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    spans = []
+    for group in groups:
+        start, n_prompt = len(ids), len(group.prompt)
+        owner = [0] * n_prompt
+        ids += group.prompt
+        positions += range(n_prompt)
+        for number, completion in enumerate(group.completions):
+            rows += [start + n_prompt - 1, *range(len(ids), len(ids) + len(completion) - 1)]
+            ids += completion[:-1]
+            positions += range(n_prompt, n_prompt + len(completion) - 1)
+            owner += [number + 1] * (len(completion) - 1)
+        split = n_prompt + len(group.completions[0]) - 1
+        spans.append((start, start + split, len(ids), _group_mask(owner, split, device)))
+    flat = [token for group in groups for completion in group.completions for token in completion]
+    return _Batch(
+        input_ids=torch.tensor([ids], device=device),
+        rows=torch.tensor(rows, device=device),
+        targets=torch.tensor(flat, device=device),
+        lengths=[len(completion) for group in groups for completion in group.completions],
+        forward={"position_ids": torch.tensor([positions], device=device), "spans": spans},
+    )
+
+
+def _group_mask(owner: list[int], split: int, device: torch.device) -> Tensor | None:
+    """(tokens after `split`, tokens of the group): who sees whom among a group's second and later completions."""
+    if split == len(owner):
+        return None
+    of = torch.tensor(owner, device=device)
+    at = torch.arange(len(owner), device=device)
+    seen = (of[None, :] == 0) | (of[split:, None] == of[None, :])
+    return seen & (at[split:, None] >= at[None, :])
+
+
+def _pad(groups: Sequence[Group], device: torch.device) -> _Batch:
+    """A row a completion, padded on the right."""
+    pairs = [(group.prompt, completion) for group in groups for completion in group.completions]
+    width = max(map(_width, groups))
+    ids = torch.zeros((len(pairs), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    rows: list[int] = []
+    for i, (prompt, completion) in enumerate(pairs):
+        tokens = [*prompt, *completion[:-1]]
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        mask[i, : len(tokens)] = 1
+        rows += range(i * width + len(prompt) - 1, i * width + len(tokens))
+    positions = torch.arange(width, device=device).expand(len(pairs), width)
+    return _Batch(
+        input_ids=ids.to(device),
+        rows=torch.tensor(rows, device=device),
+        targets=torch.tensor([token for _, completion in pairs for token in completion], device=device),
+        lengths=[len(completion) for _, completion in pairs],
+        forward={"attention_mask": mask.to(device), "position_ids": positions},
+    )
+
+
+def _attend_groups(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    spans: list[tuple[int, int, int, Tensor | None]],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each group of a pack; query (1, heads, tokens, d), result (1, tokens, heads, d).
+
+    A prompt and its first completion are plain causal attention, which needs no mask; the group's other completions
+    follow with one.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    parts = []
+    for start, split, end, mask in spans:
+        first = slice(start, split)
+        parts.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, first], key[:, :, first], value[:, :, first], is_causal=True, scale=scaling
+            )
+        )
+        if mask is not None:
+            whole = slice(start, end)
+            parts.append(
+                functional.scaled_dot_product_attention(
+                    query[:, :, split:end], key[:, :, whole], value[:, :, whole], attn_mask=mask, scale=scaling
+                )
+            )
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+# No mask function goes with it: transformers then builds no mask, and the spans say everything.
+AttentionInterface.register(_ATTENTION, _attend_groups)
+
+
+def _use_attention(model: PreTrainedModel, name: str) -> None:
+    if model.config._attn_implementation != name:
+        model.set_attn_implementation(name)
+
+
+def _attends_to_everything(config: Any) -> bool:
+    layers = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
+    return layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+
+
+def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs of `targets` (m,) from `hidden` (m, d), a chunk of rows at a time."""
+    head = model.get_output_embeddings()
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    scale, cap = _logit_transform(model.config)
+
+    def chunk_logps(rows: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+        logits = functional.linear(rows.float(), weight, bias) * scale
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        # gather − logsumexp: 40 times closer to float64 than log_softmax over 49,152 entries
+        return logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+
+    chunks = zip(hidden.split(_CHUNK_ROWS), targets.split(_CHUNK_ROWS), strict=True)
+    if torch.is_grad_enabled():
+        logps = [
+            checkpoint(chunk_logps, rows, wanted, weight, use_reentrant=False, preserve_rng_state=False)
+            for rows, wanted in chunks
+        ]
+    else:
+        logps = [chunk_logps(rows, wanted, weight) for rows, wanted in chunks]
+    return torch.cat(logps)  # pyright: ignore[reportCallIssue, reportArgumentType]: checkpoint has no types
+
+
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """(factor, soft cap) between the output matrix and the logits: Cohere and Granite scale, Gemma caps."""
+    if scaling := getattr(config, "logits_scaling", None):
+        return 1 / scaling, None
+    return getattr(config, "logit_scale", None) or 1.0, getattr(config, "final_logit_softcapping", None)
+
+
+def _deviation(model: PreTrainedModel, layout: Layout) -> float:
+    """The largest difference, in nats, between our log-probs of a few tokens and the model's own."""
+    top = min(model.config.get_text_config().vocab_size, 97)
+    prompts = [[i * 7 % top for i in range(1, n)] for n in (3, 6)]
+    groups = [Group(prompt, [[5 % top, 3 % top], [2 % top, 7 % top, 1 % top], [4 % top]]) for prompt in prompts]
+    worst = 0.0
+    with torch.no_grad():
+        try:
+            ours = token_logps(model, groups, layout)
+        except (TypeError, ValueError, RuntimeError):  # a model whose layers do not hand `spans` down
+            return float("inf")
+        _use_attention(model, "sdpa")
+        for group, logps in zip(groups, ours, strict=True):
+            for completion, mine in zip(group.completions, logps, strict=True):
+                ids = torch.tensor([[*group.prompt, *completion]], device=model.device)
+                logits = model(ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1].float()
+                theirs = logits.log_softmax(-1).gather(1, ids[0, len(group.prompt) :, None]).squeeze(1)
+                worst = max(worst, float((mine - theirs).abs().max()))
+    return worst

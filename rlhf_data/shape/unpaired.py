@@ -1,0 +1,109 @@
+"""The step `shape` to the unpaired table: one row per answer, whatever it was judged by."""
+
+from pathlib import Path
+
+import polars as pl
+
+from rlhf_data import tables
+from rlhf_data.accounting import Count
+
+SIDES = ["prompt_id", "source", "category", "raw_ref"]
+
+
+def to_unpaired(
+    inputs: dict[str, Path],
+    out: Path,
+    *,
+    label: str = "source",
+    threshold: float = 0.0,
+    gap: float = 0.0,
+    ties: str = "drop",
+) -> list[Count]:
+    """Rated and compared → rows.parquet, the unpaired table without its texts.
+
+    Args:
+        inputs: "rate" (rated, compared) and "split" (splits).
+        out: gets rows.parquet.
+        label: where `label` comes from: "source" (what the source says; for compared answers, the sign of the reward),
+            "threshold" (reward at least `threshold`) or "prompt_mean" (reward at least the mean of the prompt's).
+        threshold: see `label`.
+        gap: rewards less than this far from the threshold or the mean are in a grey zone and left out.
+        ties: an answer that won as much as it lost: "drop", or "soft" to keep it without a label.
+    """
+    rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
+    compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
+    responses = unpair(compared)
+    answers = pl.concat([rated, responses], how="diagonal")
+    once = answers.unique("completion_id", keep="first", maintain_order=True)
+    labelled = once.with_columns(label=_label(label, threshold))
+    reason = (
+        pl.when(_grey(label, threshold, gap))
+        .then(pl.lit("label in the grey zone"))
+        .when(pl.lit(ties == "drop") & pl.col("label").is_null() & (pl.col("reward") == 0.0) & pl.col("_compared"))
+        .then(pl.lit("tie"))
+    )
+    judged = labelled.with_columns(_reason=reason.otherwise(pl.lit(None, dtype=pl.String)))
+    kept = judged.filter(pl.col("_reason").is_null())
+    left = judged.filter(pl.col("_reason").is_not_null()).group_by("_reason").len().sort("_reason")
+    splits = tables.read(inputs["split"] / "splits.parquet", "splits")
+    rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_id")
+    tables.write(rows.sort("prompt_id", "completion_id"), out / "rows.parquet", "unpaired_rows")
+    merged = {
+        "both sides of pairs into answers": 2 * compared.height - responses.height,
+        "in several sources": answers.height - once.height,
+    }
+    return [
+        Count(
+            "shape",
+            "answers and sides of pairs",
+            rated.height + 2 * compared.height,
+            rows.height,
+            merged={reason: n for reason, n in merged.items() if n},
+            filtered=dict(left.iter_rows()),
+        )
+    ]
+
+
+def unpair(compared: pl.DataFrame) -> pl.DataFrame:
+    """Pairs → answers, at the level of the answer: one that won 3 votes and lost 1 is one row.
+
+    Args:
+        compared: pairs with preference and votes.
+
+    Returns:
+        One row per answer and source: reward (share of votes won minus share lost, -1 to 1), label (its sign; null at
+        0), votes (over all its pairs), category, raw_ref, and `_compared`, true.
+    """
+    won = pl.col("preference") * pl.col("votes")
+    sides = pl.concat(
+        [
+            compared.select(*SIDES, "votes", completion_id="chosen_id", won=won),
+            compared.select(*SIDES, "votes", completion_id="rejected_id", won=pl.col("votes") - won),
+        ]
+    )
+    reward = 2.0 * pl.col("won").sort().sum() / pl.col("votes").sum() - 1.0
+    return (
+        sides.group_by("prompt_id", "completion_id", "source")
+        .agg(
+            pl.col("category").sort().first(),
+            pl.col("votes").sum(),
+            pl.col("raw_ref").explode().unique().sort(),
+            reward=reward,
+        )
+        .with_columns(label=pl.when(pl.col("reward") != 0.0).then(pl.col("reward") > 0.0), _compared=pl.lit(True))
+        .sort("prompt_id", "completion_id", "source")
+    )
+
+
+def _middle(label: str, threshold: float) -> pl.Expr:
+    return pl.lit(threshold) if label == "threshold" else pl.col("reward").sort().mean().over("prompt_id")
+
+
+def _label(label: str, threshold: float) -> pl.Expr:
+    return pl.col("label") if label == "source" else pl.col("reward") >= _middle(label, threshold)
+
+
+def _grey(label: str, threshold: float, gap: float) -> pl.Expr:
+    if label == "source":
+        return pl.lit(False)
+    return ((pl.col("reward") - _middle(label, threshold)).abs() < gap).fill_null(False)

@@ -1,0 +1,276 @@
+"""Snapshots: immutable folders of Parquet with everything that says where they come from.
+
+<to>/refs/latest        one line, replaced atomically
+<to>/<id>/data/…        train-00000-of-00001.parquet and so on
+<to>/<id>/…             quarantine/ manifest.json README.md report.html spec.lock.yaml, and _SUCCESS last
+"""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from xxhash import xxh3_128
+
+from rlhf_data import files, tables
+from rlhf_data.accounting import Count, total
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS_PER_FILE = 250_000
+SPLITS = ("train", "validation", "test")
+# Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
+SCORES = (
+    "ref_logps", "ref_mismatched_logps", "ref_chosen_logps", "ref_rejected_logps",
+    "n_tokens", "chosen_n_tokens", "rejected_n_tokens", "truncated",
+)  # fmt: skip
+
+
+class ExpectationError(ValueError):
+    """The rows are not what the spec expects, so nothing was published."""
+
+
+class Snapshot:
+    """A published snapshot, opened by its own folder or by the folder of its versions (then the latest)."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = resolve(Path(path))
+        self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+
+    @property
+    def id(self) -> str:
+        return self.manifest["id"]
+
+    def files(self, split: str | None = None) -> list[Path]:
+        """The Parquet files of a split, or of all."""
+        return [
+            self.path / file["path"]
+            for file in self.manifest["files"]
+            if split is None or Path(file["path"]).name.startswith(f"{split}-")
+        ]
+
+    def scan(self, split: str | None = None) -> pl.LazyFrame:
+        """The rows of a split, or of all, unread.
+
+        Raises:
+            ValueError: the snapshot has no such split.
+        """
+        files = self.files(split)
+        if not files:
+            raise ValueError(f"{self.path} has no split {split!r}; it has {', '.join(self.manifest['rows'])}")
+        return tables.scan(files, self.manifest["table"])
+
+    def dataset(self, split: str | None = None) -> "datasets.Dataset | datasets.DatasetDict":
+        """The rows as a `datasets.Dataset`; all splits as a DatasetDict."""
+        import datasets
+
+        return datasets.load_dataset(str(self.path), split=split)  # type: ignore[return-value]
+
+
+def resolve(path: Path) -> Path:
+    """The folder of a whole snapshot, from its own path or that of its versions.
+
+    Raises:
+        ValueError: there is none, or it was never finished.
+    """
+    if (path / "refs" / "latest").is_file():
+        path = path / (path / "refs" / "latest").read_text(encoding="utf-8").strip()
+    if not (path / "_SUCCESS").is_file():
+        raise ValueError(f"no finished snapshot at {path}: it has no _SUCCESS; build it first")
+    return path
+
+
+def publish(
+    inputs: dict[str, Path],
+    out: Path,
+    *,
+    to: str,
+    name: str,
+    about: str,
+    table: str,
+    spec_lock: str,
+    spec_hash: str,
+    sources: dict[str, dict[str, Any]],
+    counts: list[Count],
+    expect: dict[str, Any],
+    limit: int | None = None,
+) -> list[Count]:
+    """Join the texts to the rows and publish them, unless the latest snapshot has the same content already.
+
+    Args:
+        inputs: "rows" (rows, perhaps score.json), "text" (prompts, completions), and every step, for its quarantine.
+        out: gets snapshot.json, which names the published folder.
+        to: folder of the snapshot's versions.
+        name: the spec's name.
+        about: what the spec says of itself.
+        table: "paired" or "unpaired".
+        spec_lock: the spec as it was run, as YAML.
+        spec_hash: its digest.
+        sources: what the manifest says of each source.
+        counts: the accounting of all steps before.
+        expect: what must hold: rows [fewest, most], quarantine_rate.
+        limit: records per source, where this is a quick look.
+
+    Raises:
+        ExpectationError: something expected does not hold.
+        ContractError: the table breaks its contract.
+    """
+    rows = tables.read(inputs["rows"] / "rows.parquet", f"{table}_rows")
+    _expect(rows.height, counts, expect)
+    score_file = inputs["rows"] / "score.json"
+    recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
+    content = content_hash(rows)
+    versions = Path(to)
+    same = _latest_with(versions, content, recipe)
+    if same is None:
+        quarantine = pl.concat(
+            [tables.empty("quarantine")]
+            + [tables.read(p, "quarantine") for f in inputs.values() if (p := f / "quarantine.parquet").is_file()]
+        )
+        manifest = {
+            "format": 1,
+            "name": name,
+            "about": about,
+            "table": table,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "content_hash": content,
+            "spec_hash": spec_hash,
+            "parent": _latest_id(versions),
+            "rows": {split: rows.filter(pl.col("split") == split).height for split in _splits(rows)},
+            "accounting": [count.as_dict() for count in counts],
+            "sources": sources,
+            "score": recipe,
+            "limit": limit,
+            "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
+        }
+        same = _write(versions, manifest, _with_texts(rows, inputs["text"], table), quarantine, spec_lock)
+    set_latest(same)
+    (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
+    return []
+
+
+def content_hash(rows: pl.DataFrame) -> str:
+    """Digest of the data columns of narrow rows, in their order; the ids in them stand for the texts."""
+    data = rows.drop([column for column in SCORES if column in rows.columns])
+    digest = xxh3_128()
+    for part in data.iter_slices(50_000):
+        for row in part.select(pl.struct(pl.all()).struct.json_encode()).to_series():
+            digest.update(row.encode())
+    return digest.hexdigest()
+
+
+def set_latest(snapshot: Path) -> None:
+    """Make a snapshot the latest of its versions, in one step."""
+    ref = snapshot.parent / "refs" / "latest"
+    files.write_text(ref, snapshot.name + "\n")
+
+
+def _expect(rows: int, counts: list[Count], expect: dict[str, Any]) -> None:
+    failed = []
+    fewest, most = expect.get("rows") or (None, None)
+    if fewest is not None and rows < fewest:
+        failed.append(f"expect.rows: {rows} rows, fewer than {fewest}")
+    if most is not None and rows > most:
+        failed.append(f"expect.rows: {rows} rows, more than {most}")
+    rate = expect.get("quarantine_rate")
+    entered = sum(count.rows_in for count in counts if count.unit == "observations") or 1
+    refused = total(counts, "quarantined")
+    if rate is not None and refused.total() / entered > rate:
+        reasons = ", ".join(f"{code} {n}" for code, n in refused.most_common(5))
+        failed.append(
+            f"expect.quarantine_rate: {refused.total()} of {entered} observations are refused "
+            f"({refused.total() / entered:.1%}, more than {rate:.1%}): {reasons}"
+        )
+    if failed:
+        raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))
+
+
+def _with_texts(rows: pl.DataFrame, text: Path, table: str) -> pl.DataFrame:
+    prompts = tables.scan(text / "prompts.parquet", "prompts").select("prompt_id", "prompt")
+    completions = tables.scan(text / "completions.parquet", "completions")
+    joined = rows.lazy().join(prompts, on="prompt_id", maintain_order="left")
+    sides = {"chosen_id": "chosen", "rejected_id": "rejected"} if table == "paired" else {"completion_id": "completion"}
+    for key, name in sides.items():
+        extra = ["model"] if table == "unpaired" else []
+        side = completions.select(pl.col("completion_id").alias(key), pl.col("completion").alias(name), *extra)
+        joined = joined.join(side, on=key, maintain_order="left")
+    return joined.select(list(tables.columns(table))).collect()
+
+
+def _splits(rows: pl.DataFrame) -> list[str]:
+    there = set(rows["split"].unique())
+    return [split for split in SPLITS if split in there]
+
+
+def _latest_id(versions: Path) -> str | None:
+    ref = versions / "refs" / "latest"
+    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+
+
+def _latest_with(versions: Path, content: str, recipe: dict[str, Any] | None) -> Path | None:
+    """The latest snapshot, if it is whole and has this content, scored by this recipe."""
+    try:
+        latest = Snapshot(versions)
+    except (ValueError, OSError):
+        return None
+    if latest.manifest["content_hash"] != content or score_identity(latest.manifest["score"]) != score_identity(recipe):
+        return None
+    return latest.path
+
+
+def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What of a recipe changes numbers."""
+    keys = (
+        "model_hash",
+        "dtype",
+        "head_dtype",
+        "template",
+        "template_hash",
+        "tokenizer_hash",
+        "max_length",
+        "max_prompt_length",
+    )
+    return None if recipe is None else {key: recipe[key] for key in keys if key in recipe}
+
+
+def _write(
+    versions: Path, manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.DataFrame, spec_lock: str
+) -> Path:
+    from rlhf_data.report import card, snapshot_page
+
+    manifest["id"] = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{manifest['content_hash'][:12]}"
+    final = versions / manifest["id"]
+    with files.whole_folder(final) as folder:
+        (folder / "data").mkdir()
+        (folder / "quarantine").mkdir()
+        for split in manifest["rows"]:
+            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, manifest["table"])
+        tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
+        manifest["files"] = list(_files(folder, manifest["table"]))
+        files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+        files.write_text(folder / "README.md", card(manifest))
+        files.write_text(folder / "report.html", snapshot_page(manifest, rows, quarantine))
+        files.write_text(folder / "spec.lock.yaml", spec_lock)
+        (folder / "_SUCCESS").touch()
+    return final
+
+
+def _write_split(folder: Path, rows: pl.DataFrame, split: str, table: str) -> None:
+    parts = max(1, -(-rows.height // ROWS_PER_FILE))
+    tables.write_parts(rows, [folder / f"{split}-{k:05d}-of-{parts:05d}.parquet" for k in range(parts)], table)
+
+
+def _files(folder: Path, table: str) -> Iterable[dict[str, Any]]:
+    """What lies in data/, read back from disk and validated again."""
+    for file in sorted((folder / "data").iterdir()):
+        rows = tables.validate(tables.scan(file, table), table, unique=False).height
+        yield {
+            "path": str(file.relative_to(folder)),
+            "rows": rows,
+            "bytes": file.stat().st_size,
+            "digest": files.digest(file),
+        }

@@ -1,0 +1,57 @@
+"""Where the data comes from: one module an adapter, declared columns, SQL; `ingest` is the step.
+
+An adapter is a module with `TABLES` (the raw columns that it needs, by table, the main one first) and `read`, whose
+positional parameters are those tables and whose keyword-only parameters are its options. To add one, write the module
+and name it here.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from rlhf_data.sources.cells import did_you_mean
+
+__all__ = ["ADAPTERS", "adapter", "adapter_options", "check_options"]
+
+ADAPTERS = (
+    "alpaca_eval",
+    "hh_rlhf",
+    "llamafactory_kto",
+    "llmbar",
+    "llmfao",
+    "oasst",
+    "pandalm",
+    "ultrafeedback",
+)
+
+
+def adapter(name: str) -> ModuleType:
+    """The module of an adapter.
+
+    Raises:
+        ValueError: no such adapter.
+    """
+    if name not in ADAPTERS:
+        hint = did_you_mean(name, ADAPTERS)
+        raise ValueError(f"no adapter named {name!r}{hint}; known adapters: {', '.join(ADAPTERS)}")
+    return importlib.import_module(f"rlhf_data.sources.{name}")
+
+
+def adapter_options(name: str) -> dict[str, Any]:
+    """The options of an adapter and their defaults (inspect.Parameter.empty where it must be given)."""
+    parameters = inspect.signature(adapter(name).read).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "file"}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an adapter's options, each as a sentence."""
+    known = adapter_options(name)
+    unknown = [
+        f"{name} has no option {option!r}{did_you_mean(option, known)}; it has {', '.join(known) or 'none'}"
+        for option in options
+        if option not in known
+    ]
+    needed = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in options]
+    return unknown + [f"{name} needs the option {option!r}" for option in needed]

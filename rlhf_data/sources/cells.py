@@ -1,0 +1,284 @@
+"""The columns that are asked of a raw file: named by path, each of one type; cells of another type are refused.
+
+A path is a column's name, or reaches into it: `data.prompt`, `annotations[0].result[0].value.selected`. A column whose
+name is the whole path wins.
+"""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import polars as pl
+
+from rlhf_data.ids import MESSAGES
+from rlhf_data.sources.observations import REASON
+from rlhf_data.sources.readers import Raw, encodes, json_text
+
+# What a column can be asked for as, besides a polars type:
+INFER: Final = "infer"  # whatever most of its cells are
+JSON: Final = "json"  # JSON text, for values that nest without end
+SCALAR: Final = "scalar"  # text of texts, numbers and booleans alike: ids, names
+TURNS: Final = "turns"  # text, or a list of messages
+Wanted = pl.DataType | str
+
+_TOKEN = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
+
+
+class Table(NamedTuple):
+    """The columns asked for, without the records that were refused.
+
+    Attributes:
+        frame: record (UInt32), then a column for each path, named by it.
+        rejects: record, code, detail: `json.invalid`, `column.type`, `text.surrogate`.
+    """
+
+    frame: pl.DataFrame
+    rejects: pl.DataFrame
+
+
+class _MisfitError(Exception):
+    """A cell that is not of its column's type: code, what it is."""
+
+
+def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
+    """The columns of `raw` at the paths asked for.
+
+    Raises:
+        ValueError: a column that the file does not have, or whose type can never be the one asked for.
+    """
+    missing = absent(wanted, raw.columns())
+    if missing and raw.height > len(raw.broken):
+        raise ValueError(f"{raw.name}: " + "; ".join(missing))
+    rejects = [(record, "json.invalid", detail) for record, detail in raw.broken.items()]
+    columns = []
+    for path, kind in wanted.items():
+        if isinstance(raw.rows, pl.DataFrame):
+            column, misfits = _typed(raw.rows, path, kind, raw.name)
+        else:
+            column, misfits = _untyped(_values(raw.rows, path), kind)
+        columns.append(column.alias(path))
+        rejects += [(record, code, f"{path} {detail}") for record, code, detail in misfits]
+    frame = pl.DataFrame({"record": pl.Series(range(raw.height), dtype=pl.UInt32), **{c.name: c for c in columns}})
+    refused = pl.DataFrame(rejects, schema=REASON, orient="row")
+    return Table(
+        frame.join(refused, on="record", how="anti", maintain_order="left"), refused.sort("record", maintain_order=True)
+    )
+
+
+def types(raw: Raw) -> dict[str, pl.DataType]:
+    """The type of each column: a frame's own, or what most cells of a JSON file are."""
+    if isinstance(raw.rows, pl.DataFrame):
+        return dict(raw.rows.schema)
+    return {name: infer(_values(raw.rows, name)) for name in raw.columns()}
+
+
+def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:
+    """For each path whose column is not among `columns`: what is wrong and what was probably meant."""
+    return [
+        f"no column {path!r}{did_you_mean(path, columns)}; the columns are {', '.join(columns) or 'none'}"
+        for path in paths
+        if path not in columns and tokens(path)[0] not in columns
+    ]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def tokens(path: str) -> list[str | int]:
+    """The steps of a path.
+
+    >>> tokens("annotations[0].value")
+    ['annotations', 0, 'value']
+    """
+    return [name or int(index) for name, index in _TOKEN.findall(path)] or [path]
+
+
+def infer(values: Iterable[Any]) -> pl.DataType:
+    """The type that most of the values have, and their parts; Null if there is none but null."""
+    classes: dict[str, list[Any]] = {}
+    for value in values:
+        if value is not None:
+            classes.setdefault(_class(value), []).append(value)
+    if not classes:
+        return pl.Null()
+    name = max(classes, key=lambda c: (len(classes[c]), c == "text"))
+    found = classes[name]
+    if name == "list":
+        return pl.List(infer(item for value in found for item in value))
+    if name == "object":
+        keys = dict.fromkeys(key for value in found for key in value)
+        return pl.Struct({key: infer(value.get(key) for value in found) for key in keys})
+    if name == "number":
+        if any(isinstance(value, float) for value in found):
+            return pl.Float64()
+        return pl.Int64() if all(abs(value) < 1 << 63 for value in found) else pl.Int128()
+    return pl.Boolean() if name == "boolean" else pl.String()
+
+
+def _class(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "list" if isinstance(value, list) else "object"
+
+
+def _values(rows: Sequence[dict[str, Any] | None], path: str) -> list[Any]:
+    if any(row is not None and path in row for row in rows) or len(steps := tokens(path)) == 1:
+        return [None if row is None else row.get(path) for row in rows]
+    return [_walk(row, steps) for row in rows]
+
+
+def _walk(value: Any, steps: Sequence[str | int]) -> Any:
+    for step in steps:
+        if isinstance(step, str):
+            value = value.get(step) if isinstance(value, dict) else None
+        else:
+            value = value[step] if isinstance(value, list) and -len(value) <= step < len(value) else None
+    return value
+
+
+def _untyped(values: list[Any], wanted: Wanted) -> tuple[pl.Series, list[tuple[int, str, str]]]:
+    """JSON values as a column; a cell of another type is null and remembered."""
+    dtype, fit = _fitting(values, wanted)
+    cells, misfits = [], []
+    for record, value in enumerate(values):
+        try:
+            cells.append(None if value is None else fit(value))
+        except _MisfitError as misfit:
+            cells.append(None)
+            misfits.append((record, *misfit.args))
+    return pl.Series(cells, dtype=dtype, strict=True), misfits
+
+
+def _fitting(values: list[Any], wanted: Wanted) -> tuple[pl.DataType, Callable[[Any], Any]]:
+    if wanted == JSON:
+        return pl.String(), json_text
+    if wanted == SCALAR:
+        return pl.String(), lambda value: _scalar(value)
+    if wanted == TURNS:
+        wanted = MESSAGES if infer_class(values) == "list" else pl.String()
+    dtype = infer(values) if isinstance(wanted, str) else wanted
+    return dtype, lambda value: _fit(value, dtype)
+
+
+def infer_class(values: Iterable[Any]) -> str | None:
+    """What most of the values are: text, number, boolean, list or object."""
+    counted = Counter(_class(value) for value in values if value is not None).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list | dict):
+        raise _MisfitError("column.type", f"is a {_class(value)}, not text: {_shown(value)}")
+    return _fit(value, pl.String()) if isinstance(value, str) else json_text(value)
+
+
+def _fit(value: Any, dtype: pl.DataType) -> Any:
+    """The value as one of `dtype`, or _MisfitError: nothing is converted but whole numbers to floats."""
+    if value is None:
+        return None
+    name = _class(value)
+    if isinstance(dtype, pl.List) and name == "list":
+        return [_fit(item, dtype.inner) for item in value]  # pyright: ignore[reportArgumentType]
+    if isinstance(dtype, pl.Struct) and name == "object":
+        return {field.name: _fit(value.get(field.name), field.dtype) for field in dtype.fields}  # pyright: ignore[reportArgumentType]
+    if dtype == pl.String and name == "text":
+        if not value.isascii() and not encodes(value):
+            raise _MisfitError("text.surrogate", "has half of a surrogate pair, which is no character")
+        return value
+    if dtype == pl.Boolean and name == "boolean":
+        return value
+    if name == "number" and dtype.is_float():
+        return float(value)
+    if name == "number" and dtype.is_integer() and isinstance(value, int) and abs(value) < 1 << 127:
+        return value
+    raise _MisfitError("column.type", f"is a {name}, not {_words(dtype)}: {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = json_text(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _words(dtype: pl.DataType) -> str:
+    if dtype == MESSAGES:
+        return "a list of messages"
+    if isinstance(dtype, pl.List | pl.Struct):
+        return "a list" if isinstance(dtype, pl.List) else "an object"
+    return "text" if dtype == pl.String else "a boolean" if dtype == pl.Boolean else "a number"
+
+
+def _typed(frame: pl.DataFrame, path: str, wanted: Wanted, name: str) -> tuple[pl.Series, list[tuple[int, str, str]]]:
+    """A column of a frame whose types are known: Parquet, a data set, CSV."""
+    try:
+        column = frame.select(value=_at(frame, path)).to_series()
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        raise ValueError(f"{name}: {path!r} leads nowhere: {error}") from None
+    column = column.cast(pl.String) if isinstance(column.dtype, pl.Categorical | pl.Enum) else column
+    if wanted == JSON:
+        return pl.Series([None if v is None else json_text(v) for v in column.to_list()], dtype=pl.String), []
+    if wanted == INFER or column.dtype == pl.Null:
+        return column if wanted == INFER else column.cast(_plain(wanted)), []
+    if wanted == SCALAR and not column.dtype.is_nested():
+        return column.cast(pl.String), []
+    if wanted == TURNS:
+        wanted = MESSAGES if isinstance(column.dtype, pl.List) else pl.String()
+    return _cast(column, _plain(wanted), f"{name}: {path}")
+
+
+def _plain(wanted: Wanted) -> pl.DataType:
+    return pl.String() if isinstance(wanted, str) else wanted
+
+
+def _at(frame: pl.DataFrame, path: str) -> pl.Expr:
+    if path in frame.columns:
+        return pl.col(path)
+    first, *rest = tokens(path)
+    value = pl.col(str(first))
+    for step in rest:
+        value = value.struct.field(step) if isinstance(step, str) else value.list.get(step, null_on_oob=True)
+    return value
+
+
+def _cast(column: pl.Series, wanted: pl.DataType, where: str) -> tuple[pl.Series, list[tuple[int, str, str]]]:
+    """The column as `wanted`; texts become numbers or booleans, everything else must be so already."""
+    if column.dtype == wanted:
+        return column, []
+    if column.dtype == pl.String and (wanted.is_numeric() or wanted == pl.Boolean):
+        text = column.str.strip_chars()
+        flags = {"true": True, "false": False}
+        flag = text.str.to_lowercase().replace_strict(flags, default=None, return_dtype=pl.Boolean)
+        cast = flag if wanted == pl.Boolean else text.cast(wanted, strict=False)
+        wrong = (column.is_not_null() & cast.is_null()).arg_true()
+        return cast, [(int(i), "column.type", f"is not {_words(wanted)}: {_shown(column[i])}") for i in wrong]
+    if wanted.is_float() and column.dtype.is_numeric():
+        return column.cast(wanted), []
+    if wanted.is_integer() and column.dtype.is_integer():
+        return column.cast(wanted), []
+    if wanted.is_nested() and column.dtype.is_nested():
+        try:
+            return _reshaped(column, wanted), []
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{where}: {error}") from None
+    raise ValueError(f"{where}: is {column.dtype}, but it must be {_words(wanted)}")
+
+
+def _reshaped(column: pl.Series, wanted: pl.DataType) -> pl.Series:
+    """A nested column with the wanted fields only, in the wanted order; an absent field is an error."""
+    return column.to_frame("value").select(_picked(pl.col("value"), wanted)).to_series()
+
+
+def _picked(value: pl.Expr, wanted: Any) -> pl.Expr:
+    if isinstance(wanted, pl.List):
+        return value.list.eval(_picked(pl.element(), wanted.inner))
+    if isinstance(wanted, pl.Struct):
+        fields = [_picked(value.struct.field(f.name), f.dtype).alias(f.name) for f in wanted.fields]
+        return pl.when(value.is_not_null()).then(pl.struct(fields))
+    return value.cast(wanted)

@@ -1,0 +1,292 @@
+"""Raw files as they are: JSON lines, JSON arrays, CSV, TSV and Parquet, each also gzipped, and `datasets`.
+
+Nothing here infers a type. JSON keeps the types of its values, so that a boolean among texts is seen and not turned
+into "true"; every cell of a CSV is text. What columns are made of it is decided in `cells`.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import polars as pl
+
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+PEEKED = 1000  # records that `peek` looks at: a column that only starts later is not seen by it
+_CHUNK = 1 << 20
+_LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
+_NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+class Raw(NamedTuple):
+    """A raw file that was read, before anything is asked of it.
+
+    Attributes:
+        name: the file's name.
+        rows: JSON objects (None where a record is broken), or a frame of a typed format.
+        broken: what is wrong with the records that are no JSON object.
+    """
+
+    name: str
+    rows: list[dict[str, Any] | None] | pl.DataFrame
+    broken: dict[int, str]
+
+    @property
+    def height(self) -> int:
+        return len(self.rows)
+
+    def columns(self) -> list[str]:
+        """The names of the columns; for JSON of all keys that occur, in order of appearance."""
+        if isinstance(self.rows, pl.DataFrame):
+            return self.rows.columns
+        return list(dict.fromkeys(key for row in self.rows if row is not None for key in row))
+
+    def as_json(self, record: int) -> str:
+        """One record as JSON text, for the quarantine."""
+        row = self.rows.row(record, named=True) if isinstance(self.rows, pl.DataFrame) else self.rows[record]
+        return json_text({"broken": self.broken[record]} if row is None else row)
+
+
+def json_text(value: Any) -> str:
+    """JSON text that UTF-8 can hold: characters stay readable unless one of them is half a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if encodes(text) else json.dumps(value, default=str)
+
+
+def encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def format_of(path: str | Path, format: str | None = None) -> str:
+    """The format of a file, from its name unless it is given.
+
+    Raises:
+        ValueError: the name says nothing, or no such format.
+    """
+    if format is not None:
+        if format not in FORMATS:
+            raise ValueError(f"no format named {format!r}; known formats: {', '.join(FORMATS)}")
+        return format
+    name = Path(path).name.lower().removesuffix(".gz")
+    found = SUFFIXES.get(Path(name).suffix)
+    if found is None:
+        raise ValueError(f"{path}: the name does not say what it is; add `format:` (one of {', '.join(FORMATS)})")
+    return found
+
+
+def read(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    format: str | None = None,
+    limit: int | None = None,
+    quote: str | None = None,
+    separator: str | None = None,
+) -> Raw:
+    """Read one raw file.
+
+    Args:
+        path: the file.
+        name: what to call it; its base name if not given.
+        format: one of FORMATS; from the file's name if not given.
+        limit: read no more than the first records.
+        quote: CSV and TSV: the quoting character, "" for none; a double quote in CSV and none in TSV if not given.
+        separator: CSV and TSV: what separates the fields.
+
+    Raises:
+        ValueError: the file cannot be read to its end; the message says where it stops making sense.
+    """
+    path, kind = Path(path), format_of(path, format)
+    name = name or path.name
+    try:
+        if kind == "jsonl":
+            return Raw(name, *_objects(itertools.islice(_lines(path), limit)))
+        if kind == "json":
+            return Raw(name, *_objects((i, value) for i, value in enumerate(_array(path)[:limit])))
+        if kind == "parquet":
+            return Raw(name, _parquet(path, limit), {})
+        quote = ('"' if kind == "csv" else "") if quote is None else quote
+        return Raw(name, _delimited(path, separator or ("," if kind == "csv" else "\t"), quote, limit), {})
+    except _NOT_GZIP as error:
+        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def peek(path: str | Path, *, format: str | None = None, quote: str | None = None, separator: str | None = None) -> Raw:
+    """The first records of a file, cheaply: a JSON array is read as far as they go.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    path = Path(path)
+    if format_of(path, format) != "json":
+        return read(path, format=format, limit=PEEKED, quote=quote, separator=separator)
+    try:
+        return Raw(path.name, *_objects(enumerate(itertools.islice(_first_of_array(path), PEEKED))))
+    except _NOT_GZIP as error:
+        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_dataset(reference: str, *, limit: int | None = None) -> Raw:
+    """Read a data set of the hub, or a folder that `datasets` understands.
+
+    Args:
+        reference: PATH or org/name, then optionally @REVISION, then optionally :SPLIT.
+        limit: keep the first records.
+
+    Raises:
+        ValueError: it cannot be loaded, or has several splits and none is named.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    location, _, split = reference.partition(":")
+    location, _, revision = location.partition("@")
+    folder = Path(location)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded = datasets.load_from_disk(location)
+        else:
+            loaded = datasets.load_dataset(location, revision=revision or None)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"{reference}: `datasets` cannot load it: {error}") from None
+    chosen = _split(loaded, split, reference) if isinstance(loaded, dict) else loaded
+    kept = chosen if limit is None else chosen.select(range(min(limit, len(chosen))))
+    frame = pl.from_arrow(kept.with_format("arrow")[:])
+    assert isinstance(frame, pl.DataFrame)
+    return Raw(reference, frame, {})
+
+
+def _split(loaded: dict[Any, Any], split: str, reference: str) -> Any:
+    names = [str(name) for name in loaded]
+    if not split and len(names) == 1:
+        split = names[0]
+    if split not in names:
+        wanted = f"has no split {split!r}" if split else "has several splits"
+        raise ValueError(f"{reference}: {wanted}; write one of {', '.join(f':{name}' for name in names)} after it")
+    return loaded[split]
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.name.lower().endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(path))
+    return path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[tuple[int | str, Any]]:
+    """Line numbers and values of a JSON lines file; a line that is not JSON gives its error as the value."""
+    number = 0
+    with _open(path) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        yield number, _Broken(f"line {number}: {error}")
+        except _NOT_GZIP as error:
+            raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
+
+
+class _Broken(str):
+    """What is wrong with a line; not a value of the file."""
+
+    __slots__ = ()
+
+
+def _objects(values: Any) -> tuple[list[dict[str, Any] | None], dict[int, str]]:
+    rows: list[dict[str, Any] | None] = []
+    broken: dict[int, str] = {}
+    for record, (_, value) in enumerate(values):
+        if isinstance(value, dict):
+            rows.append(value)
+        else:
+            rows.append(None)
+            broken[record] = value if isinstance(value, _Broken) else f"not a JSON object but {json_text(value)[:80]}"
+    return rows, broken
+
+
+def _array(path: Path) -> list[Any]:
+    with _open(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        hint = "; is it JSON lines? then say `format: jsonl`" if error.msg == "Extra data" else ""
+        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from None
+    if not isinstance(value, list):
+        raise ValueError(f"{path}: holds one JSON {type(value).__name__}, not an array of records")
+    return value
+
+
+def _first_of_array(path: Path) -> Iterator[Any]:
+    """The entries of a JSON array one by one, reading no further than they are asked for."""
+    decoder, text = json.JSONDecoder(), ""
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as chars:
+        text = chars.read(_CHUNK).lstrip()
+        if not text.startswith("["):
+            raise ValueError(f"{path}: does not hold a JSON array of records")
+        at = 1
+        while True:
+            text, at = text[at:].lstrip(" \t\r\n,"), 0
+            if text.startswith("]"):
+                return
+            try:
+                value, at = decoder.raw_decode(text)
+            except json.JSONDecodeError as error:
+                more = chars.read(max(_CHUNK, len(text)))
+                if not more:
+                    raise ValueError(f"{path}: not valid JSON: {error.msg}") from None
+                text += more
+                continue
+            yield value
+
+
+def _parquet(path: Path, limit: int | None) -> pl.DataFrame:
+    try:
+        if path.name.lower().endswith(".gz"):
+            with _open(path) as file:
+                return pl.read_parquet(io.BytesIO(file.read()), n_rows=limit)
+        return pl.scan_parquet(path, glob=False).head(limit).collect() if limit else pl.read_parquet(path, glob=False)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.DataFrame:
+    """CSV through DuckDB's strict reader: all cells text, null only where a field is empty and not quoted.
+
+    polars would fill a short line with nulls; Python's csv cannot tell "" from nothing.
+    """
+    import duckdb
+
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+        header = next(csv.reader(lines, delimiter=separator, quotechar=quote or None, quoting=quoting), [])
+    if not header or len(set(header)) < len(header):
+        raise ValueError(f"{path}: line 1 must name each column once; it is {separator.join(header)!r}")
+    query = """SELECT * FROM read_csv($path, auto_detect = false, header = true, columns = $columns, delim = $delim,
+        quote = $quote, escape = $quote, nullstr = '', allow_quoted_nulls = false, null_padding = false,
+        strict_mode = true, max_line_size = $longest)"""
+    given = {"path": str(path), "columns": dict.fromkeys(header, "VARCHAR"), "delim": separator, "quote": quote}
+    with duckdb.connect() as connection:
+        try:
+            relation = connection.sql(query, params={**given, "longest": _LONGEST_LINE})
+            return relation.limit(limit).pl() if limit else relation.pl()
+        except duckdb.Error as error:
+            lines_of = str(error).split("Possible ")[0].strip().splitlines()
+            raise ValueError(f"{path}: {'; '.join(line for line in lines_of if line)}") from None

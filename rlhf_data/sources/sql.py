@@ -1,0 +1,82 @@
+"""A declared query: DuckDB over the raw tables, which it gets as frames and cannot read by itself."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from rlhf_data.sources.cells import did_you_mean
+from rlhf_data.sources.mapping import ROLES, identity, problems
+
+_SELECT = re.compile(r"^\s*SELECT\s", re.IGNORECASE)
+_BY_NUMBER = re.compile(r"\bBY\s+(ALL\b|\d)|\bSELECT\s+(DISTINCT|ALL)\b", re.IGNORECASE)
+
+
+def query(tables: Mapping[str, pl.DataFrame], sql: str) -> pl.DataFrame:
+    """The rows of a query, with `record` where they can be traced to records of the raw file.
+
+    A query that does not select `record` gets it added when that is plainly possible (a single SELECT from a raw
+    table, not grouped); otherwise its rows have no lineage but their own number.
+
+    Args:
+        tables: frames with `record`, by the names that the query knows them by.
+        sql: the query; its columns have the names of observations' parts.
+
+    Raises:
+        ValueError: DuckDB's message.
+    """
+    with _connection(tables) as connection:
+        try:
+            return connection.sql(_traced(connection, sql)).pl()
+        except duckdb.Error as error:
+            raise ValueError(f"sql: {error}") from None
+
+
+def check_sql(sql: str, schemas: Mapping[str, Mapping[str, pl.DataType]]) -> list[str]:
+    """What is wrong with a query, found on empty tables.
+
+    Args:
+        sql: the query.
+        schemas: the raw tables' columns and types.
+    """
+    tables = {name: pl.DataFrame(schema={"record": pl.UInt32(), **columns}) for name, columns in schemas.items()}
+    with _connection(tables) as connection:
+        try:
+            names = connection.sql(sql).columns
+        except duckdb.Error as error:
+            return [str(error)]
+    known = {*ROLES, "record"}
+    unknown = [
+        f"its column {name!r} is no part of an observation{did_you_mean(name, known)}; known: {', '.join(ROLES)}"
+        for name in names
+        if name not in known
+    ]
+    return unknown or [message for _, message in problems(identity(names))]
+
+
+def mentions(sql: str, column: str) -> bool:
+    """Whether a query could use a column: it names it, or takes all."""
+    return "*" in sql or re.search(rf"(?<!\w){re.escape(column)}(?!\w)", sql, re.IGNORECASE) is not None
+
+
+def _traced(connection: Any, sql: str) -> str:
+    """The query with `record` selected too, if that changes nothing else."""
+    names = connection.sql(sql).columns
+    if "record" in names or not _SELECT.match(sql) or _BY_NUMBER.search(sql):
+        return sql
+    traced = _SELECT.sub("SELECT record, ", sql, count=1)
+    try:
+        return traced if connection.sql(traced).columns == ["record", *names] else sql
+    except duckdb.Error:
+        return sql
+
+
+def _connection(tables: Mapping[str, pl.DataFrame]) -> Any:
+    # One thread, so that a join gives its rows in the same order every time; no way to files or the network.
+    connection = duckdb.connect(config={"threads": 1})
+    for name, frame in tables.items():
+        connection.register(name, frame.to_arrow())
+    connection.execute("SET enable_external_access = false")
+    return connection

@@ -1,0 +1,236 @@
+"""What is wrong with specs beyond their form: files, columns, expressions, rules, references; all of it at once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path as FilePath
+from typing import Any, Protocol
+
+import polars as pl
+
+from rlhf_data import rules, tables
+from rlhf_data.clean import filter as clean_filter
+from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
+from rlhf_data.spec.read import Lines, line_of, runs_wanted
+from rlhf_data.spec.sections import Source, Spec
+
+Found = tuple[Path, str]
+
+
+class Workspace(Protocol):
+    """What a check asks of a workspace."""
+
+    @property
+    def root(self) -> FilePath: ...
+
+    def model_of(self, name: str) -> FilePath | None: ...
+
+
+def check(specs: dict[FilePath, tuple[Spec, Lines]], workspace: Workspace) -> None:
+    """Check specs together, before any data is read.
+
+    Raises:
+        SpecError: everything that is wrong, each with its file and line.
+    """
+    names = {spec.name for spec, _ in specs.values()}
+    found: list[Problem] = []
+    for file, (spec, lines) in specs.items():
+        for path, what in _problems(spec, names, workspace):
+            found.append(Problem(str(file), line_of(lines, path), dotted(path), what))
+    if found:
+        raise SpecError(found)
+
+
+def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Found]:
+    for name, source in spec.sources.items():
+        yield from _source(("sources", name), source)
+    for k, operation in enumerate(spec.clean):
+        yield from _expression(("clean", k, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
+    if spec.weigh.weight.row is not None:
+        rows = tables.columns(f"{spec.shape.to}_rows")
+        yield from _expression(("weigh", "weight", "row"), spec.weigh.weight.row, rows, wanted=None)
+    if spec.weigh.weight.label is not None and spec.shape.to == "paired":
+        yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
+    for unknown in (spec.weigh.weight.source or {}).keys() - spec.sources.keys():
+        yield ("weigh", "weight", "source", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+    for name in sorted(runs_wanted(spec) - names):
+        if workspace.model_of(name) is None:
+            path = next(p for p in (("score", "model"), ("train", "model")) if _starts_from(spec, p[0], name))
+            yield (
+                path,
+                (
+                    f"no spec named {name!r} here and no run of it in {workspace.root}; {did_you_mean(name, names)} "
+                    f"Check the folder of both specs, or run {name} first"
+                ),
+            )
+    for part in ("score", "train"):
+        section = getattr(spec, part)
+        if section is not None and "path" in section.model:
+            yield from _model((part, "model"), section.model)
+    if spec.train is not None:
+        yield from _train(spec)
+    if spec.evaluate is not None and spec.train is None:
+        yield ("evaluate",), "there is nothing to evaluate without train; add train or leave evaluate out"
+    if spec.evaluate is not None and not getattr(spec.split, spec.evaluate.split):
+        yield (
+            ("evaluate",),
+            f"no rows are held out for {spec.evaluate.split}; add split: {{{spec.evaluate.split}: 0.1}}",
+        )
+
+
+def _starts_from(spec: Spec, part: str, name: str) -> bool:
+    section = getattr(spec, part)
+    return section is not None and section.model.get("run") == name
+
+
+def _source(path: Path, source: Source) -> Iterator[Found]:
+    from rlhf_data import sources
+    from rlhf_data.sources import mapping
+
+    known_adapter = source.adapter in sources.ADAPTERS
+    if source.adapter is not None and not known_adapter:
+        yield (
+            (*path, "adapter"),
+            f"no adapter named {source.adapter!r}; {did_you_mean(source.adapter, sources.ADAPTERS)}",
+        )
+    if source.options and source.adapter is None:
+        yield (*path, "options"), "options are an adapter's; name an adapter or leave them out"
+    if known_adapter:
+        assert source.adapter is not None
+        for what in sources.check_options(source.adapter, source.options):
+            yield (*path, "options"), what
+    grammar = mapping.problems(source.columns) if source.columns is not None else []
+    for where, what in grammar:
+        yield (*path, "columns", *where), what
+    if source.path is None:
+        return
+    try:
+        named = _peek(source)
+    except ValueError as error:
+        yield (*path, "path"), str(error)
+        return
+    if known_adapter:
+        assert source.adapter is not None
+        yield from _adapter_tables(path, source.adapter, named)
+    elif source.columns is not None and not grammar:
+        for where, what in mapping.check_columns(source.columns, named.get("raw", {})):
+            yield (*path, "columns", *where), what
+    elif source.sql is not None:
+        from rlhf_data.sources.sql import check_sql
+
+        for what in check_sql(source.sql, named):
+            yield (*path, "sql"), what
+    elif source.adapter is None and not mapping.identity(named.get("raw", {})):
+        yield (
+            path,
+            (
+                f"nothing says what the columns mean; add adapter, columns or sql "
+                f"(the file has {', '.join(named.get('raw', {})) or 'no columns'})"
+            ),
+        )
+
+
+def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:
+    """Columns and types of the first file of each of a source's tables."""
+    from rlhf_data.sources import cells, readers
+    from rlhf_data.sources.places import find_files
+
+    return {
+        table: cells.types(readers.peek(files[0], format=source.format))
+        for table, files in find_files(source.path).items()
+    }
+
+
+def _adapter_tables(path: Path, adapter: str, named: dict[str, dict[str, pl.DataType]]) -> Iterator[Found]:
+    from rlhf_data import sources
+    from rlhf_data.sources import cells
+
+    wanted = sources.adapter(adapter).TABLES
+    if wanted.keys() != named.keys():
+        form = "{" + ", ".join(f"{table}: FILE" for table in wanted) + "}" if len(wanted) > 1 else "one file or glob"
+        yield (*path, "path"), f"{adapter} reads {form}, not {', '.join(named)}"
+        return
+    for table, columns in wanted.items():
+        for what in cells.absent(columns, list(named[table])):
+            yield (*path, "path"), f"{adapter} needs it: {what}"
+
+
+def _expression(
+    path: Path, text: str, columns: dict[str, pl.DataType], *, wanted: type[pl.DataType] | None
+) -> Iterator[Found]:
+    """Problems of an expression in polars' SQL: its grammar, its columns, its type."""
+    try:
+        expression = pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        yield path, f"is not an expression: {_first_line(error)}"
+        return
+    unknown = [name for name in expression.meta.root_names() if name not in columns]
+    for name in dict.fromkeys(unknown):
+        yield path, f"no column {name!r}; {did_you_mean(name, columns)}"
+    if unknown:
+        return
+    try:
+        (dtype,) = pl.DataFrame(schema=columns).lazy().select(expression.alias("_")).collect_schema().dtypes()
+        pl.DataFrame(schema=columns).select(expression)
+    except pl.exceptions.PolarsError as error:
+        yield path, f"cannot be computed: {_first_line(error)}"
+        return
+    if wanted is not None and dtype != wanted:
+        yield path, f"is {dtype}, but a condition must be true or false; compare it with something"
+    if wanted is None and not (dtype.is_numeric() or dtype == pl.Boolean):
+        yield path, f"is {dtype}, but a weight must be a number"
+
+
+def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
+    """A local model must be there; a hub id can only be tried when it is loaded."""
+    folder = FilePath(model["path"]).expanduser()
+    looks_local = model["path"].startswith(("/", ".", "~")) or "gguf_file" in model or folder.exists()
+    if looks_local and not folder.is_dir():
+        yield path, f"no folder {model['path']}; give a model's folder or a hub id"
+    elif "gguf_file" in model and not (folder / model["gguf_file"]).is_file():
+        there = sorted(file.name for file in folder.glob("*.gguf"))
+        yield path, f"no file {model['gguf_file']} in {folder}; {did_you_mean(model['gguf_file'], there)}"
+    elif folder.is_dir() and "gguf_file" not in model and not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        yield path, f"{folder} has no config.json" + (f"; say gguf_file: {ggufs[0]}" if ggufs else "")
+
+
+def _train(spec: Spec) -> Iterator[Found]:
+    train, shape = spec.train, spec.shape
+    assert train is not None
+    if train.rule not in rules.RULES:
+        yield ("train", "rule"), f"no rule named {train.rule!r}; {did_you_mean(train.rule, rules.RULES)}"
+        return
+    known = [*rules.parameters(train.rule), *type(train).model_fields]
+    for key, value in train.parameters.items():
+        if key not in rules.parameters(train.rule):
+            yield ("train", key), f"neither a key of train nor a parameter of {train.rule}; {did_you_mean(key, known)}"
+            continue
+        yield from _raised(("train", key), rules.check_parameters, train.rule, {key: value})
+    if rules.table(train.rule) != shape.to:
+        yield (
+            ("train", "rule"),
+            f"{train.rule} trains on the {rules.table(train.rule)} table, and shape makes it {shape.to}",
+        )
+        return
+    references = [c for c in rules.columns(train.rule) if c.startswith("ref_")]
+    if references and spec.score is None:
+        yield ("train", "rule"), f"{train.rule} needs {', '.join(references)}; add score: {{model: …}}"
+    if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
+        yield ("shape", "ties"), f"{train.rule} does not read `preference`, so ties must be drop"
+    for key in ("template", "max_length", "max_prompt_length"):
+        if spec.score is not None and getattr(train, key) is not None:
+            yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
+
+
+def _raised(path: Path, function: Callable[..., Any], *arguments: Any) -> Iterator[Found]:
+    try:
+        function(*arguments)
+    except ValueError as error:
+        yield path, str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    text = ""
+    with suppress(IndexError):
+        text = str(error).strip().splitlines()[0]
+    return text or type(error).__name__

@@ -1,0 +1,220 @@
+"""Read specs: YAML 1.2 → variables → overrides → models, with the line of every key."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlhf_data.spec import sections
+from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
+
+Lines = dict[Path, int]
+VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
+
+
+def read(
+    file: FilePath, *, variables: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
+) -> tuple[sections.Spec, Lines]:
+    """A spec and the line of each of its keys.
+
+    Args:
+        file: the YAML file.
+        variables: values for ${NAME}, before the environment's.
+        overrides: dotted path → value as YAML, such as {"train.beta": "0.2"}.
+
+    Raises:
+        SpecError: everything that is wrong with its form.
+    """
+    tree, lines = _parse(file)
+    problems: list[Problem] = []
+    tree = _substitute(tree, (), {**os.environ, **(variables or {})}, lambda path, what: problems.append(
+        Problem(str(file), line_of(lines, path), dotted(path), what)
+    ))  # fmt: skip
+    for key, value in (overrides or {}).items():
+        _override(tree, key, value)
+    order = [key for key in tree if key in sections.Spec.model_fields]
+    if order != sorted(order, key=list(sections.Spec.model_fields).index):
+        fixed = ", ".join(key for key in sections.Spec.model_fields if key in tree)
+        problems.append(Problem(str(file), 1, "", f"the sections stand in another order; write them as: {fixed}"))
+    try:
+        spec = sections.Spec.model_validate(tree)
+    except ValidationError as error:
+        problems += [_problem(str(file), lines, e) for e in error.errors(include_url=False)]
+        raise SpecError(problems) from None
+    if problems:
+        raise SpecError(problems)
+    return spec, lines
+
+
+def read_all(
+    place: FilePath, *, variables: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
+) -> dict[FilePath, tuple[sections.Spec, Lines]]:
+    """The spec of a file, or all specs of a folder in the order of their references to each other's runs.
+
+    Raises:
+        SpecError: all problems of all files; two specs of one name; references in a circle.
+    """
+    if not place.exists():
+        raise SpecError([Problem(str(place), 0, "", "no such file or folder")])
+    files = sorted([*place.glob("*.yaml"), *place.glob("*.yml")]) if place.is_dir() else [place]
+    if not files:
+        raise SpecError([Problem(str(place), 0, "", "no *.yaml in this folder")])
+    read_specs: dict[FilePath, tuple[sections.Spec, Lines]] = {}
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            read_specs[file] = read(file, variables=variables, overrides=overrides)
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return {file: read_specs[file] for file in _in_order(read_specs)}
+
+
+def runs_wanted(spec: sections.Spec) -> set[str]:
+    """Names of the specs whose runs this spec starts from."""
+    models = [part.model for part in (spec.score, spec.train) if part is not None]
+    return {model["run"] for model in models if "run" in model}
+
+
+def line_of(lines: Lines, path: Path) -> int:
+    """The line of a key, or of the nearest key above it that stands in the file."""
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def _parse(file: FilePath) -> tuple[dict[str, Any], Lines]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
+
+    def broken(what: str, line: int = 0) -> SpecError:
+        return SpecError([Problem(str(file), line, "", what)])
+
+    try:
+        loaded = YAML(typ="rt").load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise broken(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise broken(f"is not UTF-8 text (byte {error.start})") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(str(error.problem or error.context).split())
+        raise broken(f"is not valid YAML: {what}", mark.line + 1 if mark else 0) from None
+    except Exception as error:  # ruamel raises its own kinds for odd characters
+        raise broken(f"is not valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise broken("must be a mapping of sections: version, name, sources, …", 1)
+    lines: Lines = {}
+    return _plain(loaded, (), lines), lines
+
+
+def _plain(node: Any, path: Path, lines: Lines) -> Any:
+    """Builtins instead of ruamel's round-trip types; the lines of keys go into `lines`."""
+    position: Any = getattr(node, "lc", None)
+    if isinstance(node, dict):
+        for key in node:
+            lines[(*path, key)] = position.key(key)[0] + 1
+        return {key: _plain(value, (*path, key), lines) for key, value in node.items()}
+    if isinstance(node, list):
+        for k in range(len(node)):
+            lines[(*path, k)] = position.item(k)[0] + 1
+        return [_plain(value, (*path, k), lines) for k, value in enumerate(node)]
+    for builtin in (bool, int, float, str):
+        if isinstance(node, builtin):
+            return builtin(node)
+    return node
+
+
+def _substitute(node: Any, path: Path, variables: Mapping[str, str], report: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _substitute(value, (*path, key), variables, report) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_substitute(value, (*path, k), variables, report) for k, value in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+
+    def value_of(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        if variables.get(name):
+            return variables[name]
+        if default is None:
+            report(path, f"the variable {name} is not set; give --var {name}=VALUE or export {name}")
+            return match.group(0)
+        return default
+
+    return VARIABLE.sub(value_of, node)
+
+
+def _override(tree: dict[str, Any], key: str, value: str) -> None:
+    from ruamel.yaml import YAML
+
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise SpecError([Problem("--set", 0, key, f"{parent} is not a mapping")])
+    node[last] = YAML(typ="safe").load(value)
+
+
+def _problem(file: str, lines: Lines, error: Any) -> Problem:
+    path: Path = tuple(error["loc"])
+    what = error["msg"]
+    if error["type"] == "extra_forbidden":
+        what = f"unknown key; {did_you_mean(str(path[-1]), _known_keys(path[:-1]))}"
+    elif error["type"] == "missing":
+        what = f"missing; add it (a {_kind(path)})" if _kind(path) else "missing; add it"
+    elif error["type"] != "spec":
+        what = f"{what[0].lower()}{what[1:]}, not {error['input']!r}"[:300]
+    return Problem(file, line_of(lines, path), dotted(tuple(p for p in path if p != "[key]")), what)
+
+
+def _known_keys(path: Path) -> list[str]:
+    """The keys of the section at `path`."""
+    model: Any = sections.Spec
+    for part in path:
+        if isinstance(part, int) or not hasattr(model, "model_fields") or part not in model.model_fields:
+            continue  # the name of a source, or a place in a list
+        model = _section_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section class inside an annotation such as dict[str, Source] or Score | None."""
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return annotation
+    found = [_section_in(part) for part in getattr(annotation, "__args__", ())]
+    return next((section for section in found if section is not None), None)
+
+
+def _kind(path: Path) -> str:
+    return {"sources": "mapping of names to sources", "shape": "section that says to: paired or to: unpaired"}.get(
+        str(path[-1]), ""
+    )
+
+
+def _in_order(specs: dict[FilePath, tuple[sections.Spec, Lines]]) -> list[FilePath]:
+    named: dict[str, FilePath] = {}
+    for file, (spec, lines) in specs.items():
+        if spec.name in named:
+            what = f"{spec.name!r} is the name of {named[spec.name]} too; give each spec its own"
+            raise SpecError([Problem(str(file), line_of(lines, ("name",)), "name", what)])
+        named[spec.name] = file
+    ordered: list[FilePath] = []
+    waiting = dict(specs)
+    while waiting:
+        ready = [f for f, (spec, _) in waiting.items() if not runs_wanted(spec) & {waiting[w][0].name for w in waiting}]
+        if not ready:
+            file, (spec, _) = next(iter(waiting.items()))
+            what = (
+                f"the specs {', '.join(s.name for s, _ in waiting.values())} start from each other's runs in a circle"
+            )
+            raise SpecError([Problem(str(file), 1, "", what)])
+        for file in ready:
+            ordered.append(file)
+            del waiting[file]
+    return ordered

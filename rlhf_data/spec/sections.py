@@ -1,0 +1,333 @@
+"""The sections of a spec as frozen models: what may stand where, and what each word means by default.
+
+What a later release will do is refused by name, "not supported yet", so that no spec is half obeyed.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from rlhf_data.spec.problems import did_you_mean
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    # The message may hold braces, which pydantic would take for a template.
+    return PydanticCustomError("spec", "{message}", {"message": message})
+
+
+def _later(value: Any) -> Any:
+    raise _refuse("not supported yet; leave it out")
+
+
+Later = Annotated[Any, BeforeValidator(_later)]
+
+
+def one_of(*known: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """A validator for a word that must be one of `known`; the words of `later` are refused by name."""
+
+    def validate(word: str) -> str:
+        if word in later:
+            raise _refuse(f"{word!r} is not supported yet; use one of {', '.join(known)}")
+        if word not in known:
+            raise _refuse(f"unknown {word!r}; {did_you_mean(word, known)}")
+        return word
+
+    return validate
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _path(value: Any) -> Any:
+    texts = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+    flat = [t for text in texts for t in (text if isinstance(text, list) else [text])]
+    if not flat or not all(isinstance(text, str) for text in flat):
+        raise _refuse("must be a path or a glob, a list of them, or a mapping of table names to them")
+    return value
+
+
+def _model(value: Any) -> Any:
+    """A model reference as a mapping: {path, gguf_file?, revision?} or {run}."""
+    if isinstance(value, str):
+        return {"path": value}
+    if not isinstance(value, dict) or ("path" in value) == ("run" in value):
+        raise _refuse("must be a folder or a hub id, {path: FOLDER, gguf_file: FILE}, or {run: NAME}")
+    known = ("run",) if "run" in value else ("path", "gguf_file", "revision")
+    for key, text in value.items():
+        if key not in known:
+            raise _refuse(f"unknown key {key!r}; {did_you_mean(str(key), known)}")
+        if not isinstance(text, str):
+            raise _refuse(f"{key} must be text, not {text!r}")
+    return value
+
+
+PathLike = Annotated[Any, AfterValidator(_path)]
+ModelReference = Annotated[Any, AfterValidator(_model)]
+
+
+class Source(Section):
+    """One raw data set: where it is, and how its records become observations."""
+
+    path: PathLike = None
+    hf: str | None = Field(None, description="a hub id or a local data set folder, as ID[@REVISION][:SPLIT]")
+    snapshot: Later = None
+    generate: Later = None
+    adapter: str | None = Field(None, description="a named adapter")
+    options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own options")
+    columns: dict[str, Any] | None = Field(None, description="what the raw columns mean")
+    sql: str | None = Field(None, description="DuckDB SQL over the raw table, named raw")
+    format: Annotated[str, AfterValidator(one_of("jsonl", "json", "csv", "tsv", "parquet", later=("xlsx",)))] | None = (
+        None
+    )
+    license: str | None = None
+    category: str | None = Field(None, description="the category of every row that has none")
+    keep_columns: Later = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_one_reading(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        places = [k for k in ("path", "hf", "snapshot", "generate") if value.get(k) is not None]
+        if len(places) != 1:
+            raise _refuse(f"needs exactly one of path, hf, snapshot, generate; it has {' and '.join(places) or 'none'}")
+        readings = [k for k in ("adapter", "columns", "sql") if value.get(k) is not None]
+        if len(readings) > 1:
+            raise _refuse(f"may have one of adapter, columns, sql; it has {' and '.join(readings)}")
+        return value
+
+
+LATER_OPS = ("dedup", "decontaminate", "language", "pii")
+
+
+class Clean(Section):
+    """One cleaning operation."""
+
+    op: Annotated[str, AfterValidator(one_of("filter", later=LATER_OPS))]
+    where: str = Field(description="a condition in polars' SQL; completions for which it is not true are left out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("op") in LATER_OPS:
+            raise _refuse(f"op {value['op']!r} is not supported yet; leave it out")
+        return value
+
+
+class Rate(Section):
+    """How judgments become a rating, a reward or a preference."""
+
+    by: (
+        Annotated[
+            str,
+            AfterValidator(
+                one_of(
+                    "rating", "aspects", "votes", "rank", "label",
+                    later=("bradley_terry", "reward_model", "verifier", "elo"),
+                )
+            ),
+        ]
+        | None
+    ) = None  # fmt: skip
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    aspects: Annotated[dict[str, Positive], Field(min_length=1)] | None = None
+    votes: Annotated[str, AfterValidator(one_of("mean", "majority", later=("dawid_skene",)))] = "mean"
+    normalize: Later = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Rate":
+        if self.scale is not None and self.scale[0] >= self.scale[1]:
+            raise _refuse(f"scale goes from {self.scale[0]:g} to {self.scale[1]:g}; write [lowest, highest]")
+        if (self.by == "aspects") != (self.aspects is not None):
+            raise _refuse("by: aspects and aspects: {NAME: WEIGHT, …} belong together")
+        return self
+
+
+class Split(Section):
+    """Held-out shares, by conversation root."""
+
+    test: Share = 0.0
+    validation: Share = 0.0
+    by: Annotated[str, AfterValidator(one_of("root", later=("prompt_cluster",)))] = "root"
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> "Split":
+        if self.test + self.validation >= 1.0:
+            raise _refuse(
+                f"test and validation take {self.test + self.validation:g} of the rows; nothing is left to train on"
+            )
+        return self
+
+
+PAIRED_ONLY = ("pairing", "min_margin")
+UNPAIRED_ONLY = ("label", "threshold", "gap")
+
+
+class Shape(Section):
+    """Which table comes out, and by which strategy."""
+
+    to: Annotated[str, AfterValidator(one_of("paired", "unpaired"))]
+    pairing: Annotated[
+        str, AfterValidator(one_of("as_given", "best_vs_worst", "best_vs_random", "all", "adjacent"))
+    ] = "best_vs_worst"
+    min_margin: Annotated[float, Field(ge=0.0)] = 0.0
+    max_pairs_per_prompt: Later = None
+    ties: Annotated[str, AfterValidator(one_of("drop", "soft"))] = "drop"
+    label: Annotated[str, AfterValidator(one_of("source", "threshold", "prompt_mean"))] = "source"
+    threshold: float = 0.0
+    gap: Annotated[float, Field(ge=0.0)] = 0.0
+    balance: Later = None
+
+    @model_validator(mode="after")
+    def _words_fit_the_table(self) -> "Shape":
+        foreign = UNPAIRED_ONLY if self.to == "paired" else PAIRED_ONLY
+        for key in foreign:
+            if key in self.model_fields_set:
+                raise _refuse(f"{key} has no meaning for a table that is {self.to}; leave it out")
+        if self.pairing == "as_given" and self.min_margin:
+            raise _refuse("min_margin needs rewards, and pairs that are as_given have none; leave one of them out")
+        if self.label != "threshold" and "threshold" in self.model_fields_set:
+            raise _refuse(f"threshold has no meaning where label is {self.label}; say label: threshold")
+        return self
+
+
+class Weight(Section):
+    """Factors of the one `weight` that multiplies a row's loss."""
+
+    source: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+    category: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+    label: dict[bool, Annotated[float, Field(ge=0.0)]] | None = None
+    row: str | None = None  # an expression in polars' SQL over the table's columns, such as margin
+    clip: Positive | None = None
+    normalize: Annotated[str, AfterValidator(one_of("mean_one"))] | None = None
+
+
+class Weigh(Section):
+    """What is in the mix, and what multiplies the loss."""
+
+    share: Later = None
+    rows: Later = None
+    keep: Later = None
+    temperature: Later = None
+    weight: Weight = Weight()
+
+
+class Score(Section):
+    """Reference log-probs: by which model, and how text becomes tokens."""
+
+    model: ModelReference
+    template: str = Field("chat", description="chat, plain, or the path of a .jinja file")
+    max_length: Count = 1024
+    max_prompt_length: Count | None = Field(None, description="three quarters of max_length by default")
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+    token_budget: Count = Field(4096, description="tokens of a forward pass; changes speed and memory, not numbers")
+    references: Later = None
+
+
+class Expect(Section):
+    """What must hold before anything is published."""
+
+    rows: Annotated[list[int | None], Field(min_length=2, max_length=2)] | None = (
+        None  # [fewest, most], null = no bound
+    )
+    quarantine_rate: Share | None = None  # the largest share of observations that may be refused
+    label_balance: Later = None
+    ess: Later = None
+    categories: Later = None
+
+
+class Publish(Section):
+    """Where the snapshot goes."""
+
+    to: str
+    retain: Later = None
+
+
+class Train(BaseModel):
+    """How a policy is trained on the snapshot; keys that are not here are the rule's own parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    rule: str
+    model: ModelReference
+    epochs: Positive = 1.0
+    max_steps: Count | None = None
+    batch_size: Count = Field(16, description="rows of an optimizer step")
+    token_budget: Count = Field(4096, description="tokens of a forward pass; changes speed and memory only")
+    learning_rate: Positive = 1e-5
+    schedule: Annotated[str, AfterValidator(one_of("linear", "cosine", "constant"))] = "linear"
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    checkpoint_every: Count = Field(200, description="steps")
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+    template: str | None = None
+    max_length: Count | None = None
+    max_prompt_length: Count | None = None
+    blend: Later = None
+    lora: Later = None
+    rounds: Later = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The rule's parameters."""
+        return dict(self.model_extra or {})
+
+
+def _function(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise _refuse(f"{value!r} does not name a function; write module:function")
+    return value
+
+
+class Evaluate(Section):
+    """What is measured on held-out rows, before and after training."""
+
+    by: Annotated[str, AfterValidator(one_of("category", "source"))] | None = "category"
+    split: Annotated[str, AfterValidator(one_of("test", "validation"))] = "test"
+    verifier: Annotated[str, AfterValidator(_function)] | None = None
+    samples: Count = Field(1, description="answers generated per prompt")
+    prompts: Count | None = Field(None, description="at most so many held-out prompts")
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    max_new_tokens: Count = 128
+
+
+class Schedule(Section):
+    """When the flow runs."""
+
+    cron: str
+    timezone: str = "UTC"
+
+
+class Spec(Section):
+    """A whole spec; its sections stand in this order."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    about: str = ""
+    seed: int = 0
+    sources: Annotated[dict[str, Source], Field(min_length=1)]
+    clean: list[Clean] = Field(default_factory=list)
+    rate: Rate = Rate()
+    split: Split = Split()
+    shape: Shape
+    weigh: Weigh = Weigh()
+    score: Score | None = None
+    expect: Expect = Expect()
+    publish: Publish
+    train: Train | None = None
+    evaluate: Evaluate | None = None
+    schedule: Schedule | None = None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a spec, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}

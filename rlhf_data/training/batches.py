@@ -1,0 +1,189 @@
+"""A snapshot's rows as token ids, in an order that depends on nothing but the seed and the rows' ids."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+from xxhash import xxh3_64_intdigest
+
+from rlhf_data import rules
+from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.logprobs import Group
+
+_PAIRED = ("pair_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
+_UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that can be trained on, and what became of the others.
+
+    `groups[i]` holds a row's prompt with its completions: chosen and rejected, or the one completion;
+    `mismatched[i]` its prompt with another prompt's completion, where the rule wants one. `columns` are the numbers
+    and names of the same rows; `dropped` counts the rows left out, by code.
+    """
+
+    ids: list[str]
+    groups: list[Group]
+    mismatched: list[Group]
+    columns: dict[str, list[Any]]
+    dropped: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def manifest_of(snapshot: Path) -> dict[str, Any]:
+    """The manifest of a snapshot.
+
+    Raises:
+        ValueError: the folder is no finished snapshot.
+    """
+    if not (snapshot / "_SUCCESS").is_file():
+        raise ValueError(f"{snapshot} has no _SUCCESS: it is no snapshot, or one that was not finished; build it again")
+    return json.loads((snapshot / "manifest.json").read_text())
+
+
+def read_split(snapshot: Path, split: str) -> pa.Table:
+    """All rows of one split of a published snapshot.
+
+    Raises:
+        ValueError: no snapshot, or no such split in it.
+    """
+    manifest_of(snapshot)
+    files = sorted((snapshot / "data").glob(f"{split}-*.parquet"))
+    if not files:
+        there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
+        raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")
+    return pa.concat_tables([pq.ParquetFile(path).read() for path in files])
+
+
+def read_rows(
+    table: pa.Table,
+    rule: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    max_length: int,
+    max_prompt_length: int | None,
+) -> Rows:
+    """Encode the rows of a split for a rule.
+
+    Left out, and counted: rows of weight 0 (`weight.zero`), rows that `encode` refuses (by its code), and pairs whose
+    answers are equal once truncated (`pair.truncated_identical`).
+
+    Raises:
+        ValueError: a table of another shape than the rule trains on, columns that the rule needs and that are empty,
+            or soft preferences for a rule that would not see them.
+    """
+    paired = rules.table(rule) == "paired"
+    reads = (*(_PAIRED if paired else _UNPAIRED), *rules.columns(rule))
+    if lacking := [name for name in reads if name not in table.column_names]:
+        wanted, column = rules.table(rule), ", ".join(lacking)
+        raise ValueError(f"{rule} trains on a {wanted} snapshot; this one has no column {column}: shape it to {wanted}")
+    columns = {name: table[name].to_pylist() for name in reads}
+    texts = [columns["chosen"], columns["rejected"]] if paired else [columns["completion"]]
+    if "mismatched_id" in columns:
+        _require(columns, ("mismatched_id",), range(table.num_rows), columns["completion_id"], rule)
+        texts.append(_partners(columns))
+    encoded = [
+        encode(
+            tokenizer,
+            columns["prompt"],
+            completions,
+            template=template,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+        )
+        for completions in texts
+    ]
+    codes = [_code(columns["weight"][i], [one.refused[i] for one in encoded]) for i in range(table.num_rows)]
+    ids = columns["pair_id" if paired else "completion_id"]
+    if paired:
+        for i, (chosen, rejected) in enumerate(zip(encoded[0].completion_ids, encoded[1].completion_ids, strict=True)):
+            codes[i] = codes[i] or ("pair.truncated_identical" if chosen == rejected else None)
+    kept = [i for i, code in enumerate(codes) if code is None]
+    if not kept:
+        raise ValueError(f"no row of {table.num_rows} can be trained on; left out: {dict(Counter(codes))}")
+    _require(columns, rules.columns(rule), kept, ids, rule)
+    _refuse_soft(columns, kept, ids, rule)
+    own = encoded[:2] if paired else encoded[:1]
+    numbers = [name for name in reads if name not in ("prompt", "chosen", "rejected", "completion")]
+    return Rows(
+        ids=[ids[i] for i in kept],
+        groups=[Group(encoded[0].prompt_ids[i], [one.completion_ids[i] for one in own]) for i in kept],
+        mismatched=[Group(encoded[-1].prompt_ids[i], [encoded[-1].completion_ids[i]]) for i in kept]
+        if "mismatched_id" in columns
+        else [],
+        columns={name: [columns[name][i] for i in kept] for name in numbers},
+        dropped=dict(Counter(code for code in codes if code)),
+    )
+
+
+def order(ids: Sequence[str], *, seed: int, epoch: int) -> list[int]:
+    """The permutation of an epoch: rows ranked by a keyed hash of their ids, so arriving rows move no others.
+
+    >>> order(["a", "b", "c"], seed=0, epoch=0) == order(["a", "b", "c"], seed=0, epoch=0)
+    True
+    """
+    key = xxh3_64_intdigest(f"order:{seed}:{epoch}".encode())
+    return sorted(range(len(ids)), key=lambda i: (xxh3_64_intdigest(ids[i].encode(), seed=key), i))
+
+
+def batches_from(step: int, ids: Sequence[str], *, size: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers of each optimizer step from `step` (counted from 0) on, epoch after epoch, without end.
+
+    A function of the seed and the step alone, so a resumed run needs no other memory. An epoch's last batch may be
+    smaller.
+    """
+    per_epoch = math.ceil(len(ids) / size)
+    epoch, at = divmod(step, per_epoch)
+    while True:
+        ranked = order(ids, seed=seed, epoch=epoch)
+        for start in range(at * size, len(ids), size):
+            yield ranked[start : start + size]
+        epoch, at = epoch + 1, 0
+
+
+def _code(weight: float, refused: list[str | None]) -> str | None:
+    return next((code for code in refused if code), None) or ("weight.zero" if weight == 0 else None)
+
+
+def _partners(columns: dict[str, list[Any]]) -> list[str]:
+    """The text of each row's mismatched completion, which stands in the same split."""
+    text = dict(zip(columns["completion_id"], columns["completion"], strict=True))
+    if lost := [partner for partner in columns["mismatched_id"] if partner not in text]:
+        raise ValueError(
+            f"{len(lost)} mismatched partners are not in this split, the first is {lost[0]}: build the snapshot again"
+        )
+    return [text[partner] for partner in columns["mismatched_id"]]
+
+
+def _require(
+    columns: dict[str, list[Any]], needed: Sequence[str], rows: Sequence[int], ids: Sequence[str], rule: str
+) -> None:
+    for name in needed:
+        empty = [ids[i] for i in rows if columns[name][i] is None]
+        if not empty:
+            continue
+        cure = "label the rows" if name == "label" else "add `score:` to the pipeline and build it again"
+        raise ValueError(
+            f"{rule} needs {name}, which is empty in {len(empty)} of {len(rows)} rows (first {empty[0]}): {cure}"
+        )
+
+
+def _refuse_soft(columns: dict[str, list[Any]], rows: Sequence[int], ids: Sequence[str], rule: str) -> None:
+    if "preference" not in columns or rules.honours_preference(rule):
+        return
+    if soft := [ids[i] for i in rows if columns["preference"][i] != 1]:
+        raise ValueError(
+            f"{rule} takes every preference as certain, but {len(soft)} rows are soft (first {soft[0]}): "
+            "drop ties and split votes when pairing, or take a rule that honours preference, such as dpo"
+        )

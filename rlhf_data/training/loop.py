@@ -1,0 +1,284 @@
+"""Training with any rule from a snapshot; a killed run goes on exactly where it stood."""
+
+import json
+import math
+import shutil
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_data import rules
+from rlhf_data.scoring import models
+from rlhf_data.scoring.encode import prompt_limit
+from rlhf_data.scoring.logprobs import default_budget, layout_of
+from rlhf_data.scoring.memory import preflight
+from rlhf_data.training import checkpoint, metrics
+from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split
+from rlhf_data.training.gate import check_encoding, check_first_batch
+from rlhf_data.training.step import Policy, accumulate
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def train(
+    snapshot: Path,
+    run: Path,
+    *,
+    rule: str,
+    parameters: dict[str, Any] | None = None,
+    model: dict[str, Any],
+    template: str = "chat",
+    max_length: int = 1024,
+    max_prompt_length: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    split: str = "train",
+    epochs: float = 1.0,
+    max_steps: int | None = None,
+    batch_size: int = 16,
+    token_budget: int | None = None,
+    learning_rate: float = 1e-6,
+    warmup: float = 0.1,
+    schedule: Schedule = "linear",
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    checkpoint_every: int = 100,
+    cache: Path,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train `model` on a snapshot with a rule; without dropout, by AdamW.
+
+    A run that has finished returns its manifest at once; one that was killed resumes from its last checkpoint and, on
+    a CPU, ends with the same bits as if it had not been.
+
+    Args:
+        snapshot: folder of a published snapshot.
+        run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
+        rule: a name of `rules.RULES`.
+        parameters: the rule's hyperparameters; its defaults for the rest.
+        model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from.
+        template: see `scoring.encode.encode`; as when the references were scored.
+        max_length: most tokens of prompt and completion.
+        max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default.
+        dtype: of the parameters, see `models.load`.
+        device: see `models.load`.
+        split: which part of the snapshot to train on.
+        epochs: passes over the rows; may be a fraction.
+        max_steps: an upper limit to optimizer steps.
+        batch_size: rows of an optimizer step, however many forwards that takes.
+        token_budget: most tokens of a forward; changes speed and memory, not the result beyond rounding.
+        learning_rate: its peak.
+        warmup: share of the steps over which it rises from 0.
+        schedule: how it falls after that: "linear" or "cosine" to 0, or "constant".
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        seed: of the order of rows.
+        checkpoint_every: steps between checkpoints; 0 for none.
+        cache: folder for digests and dequantised models.
+        progress: whether a bar on stderr shows loss and tokens per second.
+
+    Returns:
+        The run's manifest: everything to repeat it, and what came out.
+
+    Raises:
+        ValueError: wrong arguments; a snapshot that does not serve the rule; references that are not of these tokens;
+            a run folder of another run; too little memory; a loss or gradient that is no number.
+    """
+    if (run / "_SUCCESS").is_file():
+        return json.loads((run / "manifest.json").read_text())
+    device = models.device_name(device)
+    parameters = rules.parameters(rule) | (parameters or {})
+    source = manifest_of(snapshot)
+    encoding = {
+        "template": template,
+        "max_length": max_length,
+        "max_prompt_length": prompt_limit(max_length, max_prompt_length),
+    }
+    arguments = {
+        "snapshot": source.get("id", snapshot.name),
+        "split": split,
+        "rule": rule,
+        "parameters": parameters,
+        "model": model,
+        "model_hash": models.content_hash(model, cache),
+        **encoding,
+        "dtype": models.dtype_name(dtype, device),
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "schedule": schedule,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "seed": seed,
+    }
+    _check(arguments)
+    if rules.columns(rule):
+        check_encoding(source.get("score"), encoding)
+    _claim(run, arguments)
+    torch.manual_seed(seed)
+    started = time.monotonic()
+    table = read_split(snapshot, split)
+    rows = read_rows(table, rule, models.load_tokenizer(model, cache=cache), **encoding)
+    net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
+    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
+    preflight(net, policy.token_budget, training=True)
+    outcome = _optimise(run, policy, rows, arguments, source.get("score"), checkpoint_every, progress)
+    manifest = arguments | {
+        "rows": len(rows),
+        "dropped": rows.dropped,
+        **outcome,
+        "device": device,
+        "layout": policy.layout,
+        "token_budget": policy.token_budget,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return _finish(run, net, tokenizer, manifest, cache)
+
+
+def learning_rate_at(step: int, total: int, *, peak: float, warmup: float, schedule: str) -> float:
+    """The rate of step `step` (from 0) of `total`: rises linearly over the share `warmup`, then falls by `schedule`.
+
+    >>> [round(learning_rate_at(s, 4, peak=1.0, warmup=0.25, schedule="linear"), 2) for s in range(4)]
+    [1.0, 1.0, 0.67, 0.33]
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return peak * (step + 1) / rising
+    if schedule == "constant":
+        return peak
+    done = (step - rising) / max(1, total - rising)
+    return peak * (1 - done) if schedule == "linear" else peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def _optimise(
+    run: Path,
+    policy: Policy,
+    rows: Rows,
+    arguments: dict[str, Any],
+    recipe: dict[str, Any] | None,
+    checkpoint_every: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """All steps that a checkpoint does not have behind it already; returns what came out of them."""
+    model = policy.model
+    per_epoch = math.ceil(len(rows) / arguments["batch_size"])
+    total = min(math.ceil(arguments["epochs"] * per_epoch), arguments["max_steps"] or 1 << 62)
+    optimizer = _optimizer(model, arguments["weight_decay"])
+    first = checkpoint.restore(run / "checkpoints", model, optimizer)
+    metrics.keep_until(run / "metrics.jsonl", first)
+    batches = batches_from(first, rows.ids, size=arguments["batch_size"], seed=arguments["seed"])
+    gap = None
+    if first == 0:
+        picked = next(batches_from(0, rows.ids, size=arguments["batch_size"], seed=arguments["seed"]))
+        gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
+    line: dict[str, Any] = {}
+    for step in tqdm(range(first, total), initial=first, total=total, desc="train", unit=" steps", disable=not progress):
+        at = time.monotonic()
+        rate = learning_rate_at(
+            step,
+            total,
+            peak=arguments["learning_rate"],
+            warmup=arguments["warmup"],
+            schedule=arguments["schedule"],
+        )
+        picked = next(batches)
+        line, tokens = _step(policy, optimizer, rows, picked, rate, arguments)
+        speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
+        line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
+        metrics.append(run / "metrics.jsonl", line)
+        if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
+            checkpoint.save(run / "checkpoints", step + 1, model, optimizer)
+    return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
+
+
+def _step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+    picked: list[int],
+    rate: float,
+    arguments: dict[str, Any],
+) -> tuple[dict[str, Any], int]:
+    """One update of the parameters; returns its metrics and the tokens it ran."""
+    rule, parameters = arguments["rule"], arguments["parameters"]
+    optimizer.zero_grad(set_to_none=True)
+    batch, weights, tokens = accumulate(policy, rows, picked, rule, parameters)
+    line = metrics.step_metrics(batch, weights, rows, picked, rule, parameters)
+    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), arguments["max_grad_norm"] or math.inf)
+    if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
+        ids = ", ".join(rows.ids[i] for i in picked)
+        raise ValueError(
+            f"loss {line['loss']}, gradient norm {float(norm)} is no number: lower learning_rate, or look at these "
+            f"rows: {ids}"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return line | {"learning_rate": rate, "grad_norm": float(norm)}, tokens
+
+
+def _optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=0.0
+    )
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    rules.check_parameters(arguments["rule"], arguments["parameters"])
+    limits = {
+        "epochs": arguments["epochs"] > 0,
+        "batch_size": arguments["batch_size"] >= 1,
+        "max_steps": arguments["max_steps"] is None or arguments["max_steps"] >= 1,
+        "learning_rate": 0 < arguments["learning_rate"] < math.inf,
+        "warmup": 0 <= arguments["warmup"] <= 1,
+        "schedule": arguments["schedule"] in ("linear", "cosine", "constant"),
+        "weight_decay": arguments["weight_decay"] >= 0,
+        "max_grad_norm": arguments["max_grad_norm"] >= 0,
+    }
+    if wrong := [name for name, holds in limits.items() if not holds]:
+        values = ", ".join(f"{name} {arguments[name]!r}" for name in wrong)
+        raise ValueError(f"out of range: {values}; see the documentation of train")
+
+
+def _claim(run: Path, arguments: dict[str, Any]) -> None:
+    """Make the run's folder, or make sure that it is the same run's."""
+    run.mkdir(parents=True, exist_ok=True)
+    said = run / "arguments.json"
+    if said.is_file():
+        before = json.loads(said.read_text())
+        now = json.loads(json.dumps(arguments))
+        if differing := [name for name in now if now[name] != before.get(name)]:
+            changes = "; ".join(f"{name}: was {before.get(name)}, is {now[name]}" for name in differing)
+            raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): take another folder")
+    else:
+        models.write_text(said, json.dumps(arguments, indent=2))
+
+
+def _finish(
+    run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
+) -> dict[str, Any]:
+    model.set_attn_implementation("sdpa")
+    shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
+    models.write_folder(run / "model", partial(_save, model, tokenizer))
+    manifest |= {"trained_model_hash": models.content_hash({"path": str(run / "model")}, cache)}
+    models.write_text(run / "manifest.json", json.dumps(manifest, indent=2))
+    (run / "_SUCCESS").touch()
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return manifest
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
