@@ -2,24 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
-export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
 .PHONY: demo test lint install
 
-install: .venv/.installed
-
-# torch first, by its exact version: a plain `torch`, asked for by another package, is gigabytes of CUDA.
-.venv/.installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.11 or run make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,flows,dev]"
-	touch $@
-
 demo: .venv/.installed
 	$(BIN)/python -m rlhf_data.world demo
-	$(BIN)/rlhf-data run demo/pipelines
+	WORLD=demo $(BIN)/rlhf-data run pipelines/world --workspace demo/.rlhf
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -q
@@ -28,3 +18,13 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
+
+install: .venv/.installed
+
+# torch first, by its exact version: a plain `torch`, asked for by another package, is gigabytes of CUDA.
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on PATH: install Python 3.11, or: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,flows,dev]"
+	touch $@

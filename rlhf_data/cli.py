@@ -58,7 +58,7 @@ def init(
     from_file: Annotated[Path | None, typer.Option("--from", help="A raw file: draft a spec that reads it.")] = None,
     json_schema: Annotated[bool, typer.Option(help="Print the JSON Schema of a spec, for editors, and stop.")] = False,
 ) -> None:
-    """Start a project: lay out the recipes, or draft a spec from a raw file."""
+    """Lay out recipes, or draft a spec from a file."""
     if json_schema:
         from rlhf_data.spec import json_schema as schema
 
@@ -84,7 +84,7 @@ def check(
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> int:
-    """Say everything that is wrong with a spec, at once, before any data is read."""
+    """Say everything that is wrong with a spec."""
     from rlhf_data.spec import SpecError
 
     try:
@@ -109,7 +109,10 @@ def plan(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say what would run, and why; exit 0 where nothing would, 2 where something would."""
+    """Say what would run, and why.
+
+    Exits with 0 where nothing would run and with 2 where something would.
+    """
     from rlhf_data.plan import plan as make_plan
 
     pending, shown = False, []
@@ -141,7 +144,10 @@ def build(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Raw data → a published snapshot; only what changed is computed."""
+    """Raw data → a published snapshot.
+
+    Only what changed is computed; a build that was stopped goes on where it stood.
+    """
     results = [_build(one, _workspace(workspace), limit) for one in _specs(spec, var, overrides, workspace)]
     _print(results, as_json)
 
@@ -180,7 +186,10 @@ def score(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Precompute reference log-probs, down to the score store; publish nothing."""
+    """Precompute reference log-probs.
+
+    They go to the score store; nothing is published.
+    """
     from rlhf_data import engine
     from rlhf_data.plan import plan as make_plan
 
@@ -210,7 +219,10 @@ def train(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train on the snapshot that is built; goes on where a killed run stopped."""
+    """Train on the snapshot that is built.
+
+    A run that was killed goes on where it stopped.
+    """
     from rlhf_data import engine
 
     runs = {one.name: str(engine.train(one, _workspace(workspace), limit=limit))
@@ -227,7 +239,7 @@ def evaluate(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out figures of a trained policy, beside those of the model it started from."""
+    """Held-out figures, before and after training."""
     from rlhf_data import engine
 
     results = []
@@ -245,7 +257,7 @@ def evaluate(
 
 @app.command()
 def rules(as_json: AsJson = False) -> None:
-    """List the weighting rules: their table, what they need, their parameters."""
+    """List the weighting rules."""
     from rlhf_data import rules as known
 
     listed = [
@@ -274,7 +286,7 @@ def show(
     split: Annotated[str | None, typer.Option(help="Of which split.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in a snapshot: its accounting and some rows."""
+    """Show a snapshot: accounting and some rows."""
     from rlhf_data.snapshot import Snapshot
 
     opened = Snapshot(snapshot)
@@ -298,7 +310,7 @@ def quarantine(
     rows: Annotated[int, typer.Option(min=0, help="How many rows of each code to show.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was refused, by code, with the rows."""
+    """Show what was refused, by code."""
     import polars as pl
 
     from rlhf_data import tables
@@ -320,7 +332,7 @@ def quarantine(
 def report(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
 ) -> None:
-    """Print the path of a snapshot's HTML report."""
+    """Print where a snapshot's HTML report is."""
     from rlhf_data.snapshot import resolve
 
     print(resolve(snapshot) / "report.html")
@@ -328,7 +340,7 @@ def report(
 
 @app.command()
 def doctor(workspace: WorkspacePath = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
-    """Say what is installed, what the machine has, and how much the workspace holds."""
+    """Say what is installed and what disk is used."""
     import os
     import shutil
     from importlib.metadata import PackageNotFoundError, version
@@ -403,6 +415,7 @@ def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str,
         "spec": spec.name,
         "snapshot": str(built.snapshot),
         "rows": opened.manifest["rows"],
+        "quarantined": opened.manifest["quarantined"],
         "ran": built.ran,
         "accounting": [count.as_dict() for count in built.counts],
         "report": str(built.snapshot / "report.html"),
@@ -425,8 +438,8 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     for result in results:
         print(f"\n{result['spec']}")
         if "snapshot" in result:
-            refused = sum(sum(count["quarantined"].values()) for count in result["accounting"])
-            print(f"  snapshot    {result['snapshot']}  ({_rows(result['rows'])}; {refused:,} in quarantine)")
+            held = f"{_rows(result['rows'])}; {result['quarantined']:,} in quarantine"
+            print(f"  snapshot    {result['snapshot']}  ({held})")
             print(f"  report      {result['report']}")
         if "model" in result:
             print(f"  policy      {result['model']}")
@@ -453,7 +466,8 @@ def _rows(rows: dict[str, int]) -> str:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return repr(text[:160])[1:-1] + (" …" if len(text) > 160 else "")
+    line = " ".join(text[:160].split())
+    return line + (" …" if len(text) > 160 else "")
 
 
 def _create(path: Path, text: str) -> None:

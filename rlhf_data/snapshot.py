@@ -16,7 +16,7 @@ import polars as pl
 from xxhash import xxh3_128
 
 from rlhf_data import files, tables
-from rlhf_data.accounting import Count, total
+from rlhf_data.accounting import Count
 
 if TYPE_CHECKING:
     import datasets
@@ -120,17 +120,17 @@ def publish(
         ContractError: the table breaks its contract.
     """
     rows = tables.read(inputs["rows"] / "rows.parquet", f"{table}_rows")
-    _expect(rows.height, counts, expect)
+    quarantine = pl.concat(
+        [tables.empty("quarantine")]
+        + [tables.read(p, "quarantine") for f in inputs.values() if (p := f / "quarantine.parquet").is_file()]
+    )
+    _expect(rows.height, quarantine, counts, expect)
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
     content = content_hash(rows)
     versions = Path(to)
     same = _latest_with(versions, content, recipe)
     if same is None:
-        quarantine = pl.concat(
-            [tables.empty("quarantine")]
-            + [tables.read(p, "quarantine") for f in inputs.values() if (p := f / "quarantine.parquet").is_file()]
-        )
         manifest = {
             "format": 1,
             "name": name,
@@ -141,6 +141,7 @@ def publish(
             "spec_hash": spec_hash,
             "parent": _latest_id(versions),
             "rows": {split: rows.filter(pl.col("split") == split).height for split in _splits(rows)},
+            "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
             "sources": sources,
             "score": recipe,
@@ -169,21 +170,21 @@ def set_latest(snapshot: Path) -> None:
     files.write_text(ref, snapshot.name + "\n")
 
 
-def _expect(rows: int, counts: list[Count], expect: dict[str, Any]) -> None:
+def _expect(rows: int, quarantine: pl.DataFrame, counts: list[Count], expect: dict[str, Any]) -> None:
     failed = []
     fewest, most = expect.get("rows") or (None, None)
     if fewest is not None and rows < fewest:
         failed.append(f"expect.rows: {rows} rows, fewer than {fewest}")
     if most is not None and rows > most:
         failed.append(f"expect.rows: {rows} rows, more than {most}")
-    rate = expect.get("quarantine_rate")
-    entered = sum(count.rows_in for count in counts if count.unit == "observations") or 1
-    refused = total(counts, "quarantined")
-    if rate is not None and refused.total() / entered > rate:
-        reasons = ", ".join(f"{code} {n}" for code, n in refused.most_common(5))
+    limit = expect.get("quarantine_rate")
+    rate = quarantine.height / max(1, sum(count.rows_in for count in counts if count.unit == "records"))
+    if limit is not None and rate > limit:
+        codes = quarantine["code"].value_counts(sort=True).head(5)
+        reasons = ", ".join(f"{code} {n}" for code, n in codes.iter_rows())
         failed.append(
-            f"expect.quarantine_rate: {refused.total()} of {entered} observations are refused "
-            f"({refused.total() / entered:.1%}, more than {rate:.1%}): {reasons}"
+            f"expect.quarantine_rate: {quarantine.height} rows are refused, {rate:.1%} of the records, "
+            f"more than {limit:.1%}: {reasons}"
         )
     if failed:
         raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))

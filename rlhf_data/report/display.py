@@ -12,11 +12,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 NOTHING = "–"
-# What HTML, XML and YAML forbid: C0 and C1 controls, lone surrogates, noncharacters. Each is shown as a sign that is seen.
+# What HTML, XML and YAML forbid: C0 and C1 controls, lone surrogates, noncharacters. A sign stands for each.
 _UNSHOWABLE = {
     **{c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\t\n"},
     0x7F: "\u2421",
-    **{c: "\ufffd" for c in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)},
+    **dict.fromkeys((*range(128, 160), *range(55296, 57344), *range(64976, 65008), 65534, 65535), "�"),
 }
 # Directional marks turn the page around them; a reader of data wants to see that they are there.
 _DIRECTIONAL = {c: f"⟨U+{c:04X}⟩" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -107,6 +107,11 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.1f} %"
 
 
+def points(share: float) -> str:
+    """A share, or a difference of two, in hundredths and without its sign of per cent."""
+    return f"{share * 100:.1f}".replace("-", "−")
+
+
 def size(n: Any) -> str:
     """Bytes, in the unit that fits."""
     if n is None:
@@ -154,7 +159,7 @@ def cell(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]|#~])", r"\\\1", label(text, 2000)).replace("<", "&lt;").replace(">", "&gt;")
 
 
-FILTERS = [shown, label, count, figure, short, percent, size, duration, when, listed, scalar, cell]
+FILTERS = [shown, label, count, figure, short, percent, points, size, duration, when, listed, scalar, cell]
 
 
 def _finalize(value: Any) -> Any:
@@ -168,8 +173,8 @@ def _source(name: str) -> str | None:
 
 @cache
 def environment(*, html: bool = True) -> Environment:
-    """The templates beside this file; in pages, every value is escaped."""
-    made = Environment(  # noqa: S701  (the card is Markdown and is escaped by `cell`)
+    """The templates beside this file; in pages every value is escaped, in Markdown `cell` does it."""
+    made = Environment(
         loader=FunctionLoader(_source),
         autoescape=html,
         undefined=StrictUndefined,

@@ -1,4 +1,4 @@
-"""What a published table says of itself: one function per section of its page, each None where it has nothing to say."""
+"""What a published table says of itself: a function per section of its page, None where there is nothing to say."""
 
 from typing import Any
 
@@ -157,7 +157,10 @@ def weights(rows: pl.DataFrame) -> Facts:
 def reference(rows: pl.DataFrame, table: str) -> Facts:
     """The reference's log-probs per token, and how often it ranks a pair as the data do."""
     if table == "paired":
-        names = {"chosen": ("ref_chosen_logps", "chosen_n_tokens"), "rejected": ("ref_rejected_logps", "rejected_n_tokens")}
+        names = {
+            "chosen": ("ref_chosen_logps", "chosen_n_tokens"),
+            "rejected": ("ref_rejected_logps", "rejected_n_tokens"),
+        }
     else:
         names = {"completion": ("ref_logps", "n_tokens")}
     if not all(has(rows, *columns) for columns in names.values()):
@@ -195,7 +198,7 @@ def refused(quarantine: pl.DataFrame) -> Facts:
 
 
 def examples(rows: pl.DataFrame, table: str) -> Facts:
-    """A few rows, the same each time: the first by id of each source in turn, so that the large do not hide the small."""
+    """A few rows, the same each time: the first by id of each source in turn, so that no source hides another."""
     if rows.is_empty():
         return None
     key = "pair_id" if table == "paired" else "completion_id"
@@ -250,6 +253,8 @@ def _reward_bias(rows: pl.DataFrame, length: str) -> dict[str, Any]:
     if _varies(rows, "reward") and _varies(rows, length):
         found["correlation"] = rows.drop_nulls("reward").select(pl.corr("reward", length)).item()
     if has(rows, "label"):
-        means = {bool(v): m for v, m in rows.drop_nulls("label").group_by("label").agg(pl.col(length).mean()).iter_rows()}
+        means = {
+            bool(v): m for v, m in rows.drop_nulls("label").group_by("label").agg(pl.col(length).mean()).iter_rows()
+        }
         found["by_label"] = [means.get(True), means.get(False)]
     return found

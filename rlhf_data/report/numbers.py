@@ -1,6 +1,7 @@
 """The figures of a table: histograms, quantiles, groups. Polars aggregates; nothing here loops over rows."""
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -166,8 +167,11 @@ def _histogram(
         bins = [Bin(tick, n, n / whole) for tick, n in zip(ticks, ns, strict=True)]
         return Histogram(title, bins, ticks, True, False, False, told, kind, top)
     ticks = [short(edges.first + k * edges.step) for k in range(edges.n + 1)]
-    open_low, open_high = told["min"] < edges.first - 1e-9, told["max"] > edges.first + edges.n * edges.step * (1 + 1e-9)
-    words = [f"{low} to {high}" for low, high in zip(ticks, ticks[1:], strict=False)]
+    open_low, open_high = (
+        told["min"] < edges.first - 1e-9,
+        told["max"] > edges.first + edges.n * edges.step * (1 + 1e-9),
+    )
+    words = [f"{low} to {high}" for low, high in pairwise(ticks)]
     words[0] = f"below {ticks[1]}" if open_low else words[0]
     words[-1] = f"{ticks[-2]} and more" if open_high else words[-1]
     bins = [Bin(w, n, n / whole) for w, n in zip(words, ns, strict=True)]

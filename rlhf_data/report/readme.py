@@ -10,12 +10,15 @@ from rlhf_data.report.facts import SPLITS
 from rlhf_data.report.snapshot import licenses, whole
 
 # Licences that the Hugging Face hub knows by these names; whatever is not here is `other` there.
-HUB_LICENSES = frozenset(
-    "apache-2.0 mit cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 "
-    "cc-by-nc-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nd-4.0 bsd "
-    "bsd-2-clause bsd-3-clause gpl gpl-2.0 gpl-3.0 agpl-3.0 lgpl lgpl-2.1 lgpl-3.0 mpl-2.0 odc-by odbl openrail "
-    "cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 unlicense wtfpl llama2 llama3 gemma pddl afl-3.0".split()
-)
+FAMILIES = {
+    "": "mit bsd bsd-2-clause bsd-3-clause unlicense wtfpl odc-by odbl pddl openrail apache-2.0 mpl-2.0 afl-3.0 gemma",
+    "cc": " 0-1.0 -by-2.0 -by-2.5 -by-3.0 -by-4.0 -by-sa-3.0 -by-sa-4.0 -by-nd-4.0",
+    "cc-by-nc": "-2.0 -3.0 -4.0 -sa-2.0 -sa-3.0 -sa-4.0 -nd-3.0 -nd-4.0",
+    "gpl": " -2.0 -3.0",
+    "cdla": "-permissive-1.0 -permissive-2.0 -sharing-1.0",
+    "llama": "2 3 3.1 3.2 3.3",
+}
+HUB_LICENSES = {family + end for family, ends in FAMILIES.items() for end in ends.split(" ")}
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 # What a reader asks of the columns whose contract has no words for them.
 WORDS = {
@@ -69,7 +72,10 @@ def card(manifest: dict[str, Any]) -> str:
             columns=columns(m["table"]),
             scored=bool(m["score"]),
             accounting=[
-                {**line, **{kind: sum((line.get(kind) or {}).values()) for kind in ("merged", "filtered", "quarantined")}}
+                {
+                    **line,
+                    **{kind: sum((line.get(kind) or {}).values()) for kind in ("merged", "filtered", "quarantined")},
+                }
                 for line in m["accounting"]
             ],
         )

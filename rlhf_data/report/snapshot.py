@@ -66,7 +66,11 @@ def whole(manifest: dict[str, Any]) -> dict[str, Any]:
         **manifest,
         "files": [file | each for each in manifest.get("files") or []],
         "sources": {
-            name: {**dict.fromkeys(("license", "adapter", "records")), **source, "files": [file | each for each in source.get("files") or []]}
+            name: {
+                **dict.fromkeys(("license", "adapter", "records")),
+                **source,
+                "files": [file | each for each in source.get("files") or []],
+            }
             for name, source in (manifest.get("sources") or {}).items()
         },
     }

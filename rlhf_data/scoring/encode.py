@@ -149,12 +149,14 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, template: str) -> Callable[[Se
 
     def render(messages: Sequence[Message], answer: str | None) -> str:
         turns = [*messages] if answer is None else [*messages, {"role": "assistant", "content": answer}]
-        return tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             turns,
             tokenize=False,
             add_generation_prompt=answer is None,
             chat_template=None if template == "chat" else text,
         )
+        assert isinstance(rendered, str)
+        return rendered
 
     return render
 

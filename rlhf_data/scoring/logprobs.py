@@ -238,6 +238,7 @@ def _attends_to_everything(config: Any) -> bool:
 def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probs of `targets` (m,) from `hidden` (m, d), a chunk of rows at a time."""
     head = model.get_output_embeddings()
+    assert head is not None  # a causal language model has one
     weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
     scale, cap = _logit_transform(model.config)
 

@@ -50,7 +50,8 @@ def load(
     model = AutoModelForCausalLM.from_pretrained(
         _plain_folder(reference, cache), dtype=_DTYPES[dtype_name(dtype, device)], local_files_only=True
     )
-    return model.to(device).eval(), load_tokenizer(reference, cache=cache)
+    model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
+    return model.eval(), load_tokenizer(reference, cache=cache)
 
 
 def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedTokenizerBase:
@@ -161,8 +162,7 @@ def _dequantise(folder: Path, gguf: str, out: Path) -> None:
     except ImportError as error:
         raise ValueError(f"reading {gguf} needs the gguf package: pip install 'rlhf_data[train]' ({error})") from error
     config = AutoConfig.from_pretrained(folder, gguf_file=gguf)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict(), assign=True)

@@ -1,5 +1,8 @@
 """Reference log-probs of completions: what the store has is looked up, what it lacks runs through the model once."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions at import, so no type checker sees them)
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -229,7 +232,11 @@ def _segments(
             },
             schema=INDEX,
         )
-        items = [_Item(*row) for row in zip(keys, encoded.prompt_ids, encoded.completion_ids, strict=True) if row[0]]
+        items = [
+            _Item(key, prompt, completion)
+            for key, prompt, completion in zip(keys, encoded.prompt_ids, encoded.completion_ids, strict=True)
+            if key is not None
+        ]
         yield index_rows.filter(pa.array(part["fresh"])), items
 
 

@@ -7,6 +7,9 @@ A file is written beside its place and renamed, so a reader never meets half of 
 in hand. Two scorers may both write a key; the value that was there first counts.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions at import, so no type checker sees them)
+
 import json
 import time
 import uuid

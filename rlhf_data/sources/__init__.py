@@ -13,8 +13,9 @@ from typing import Any
 
 from rlhf_data.sources.cells import did_you_mean
 
-__all__ = ["ADAPTERS", "adapter", "adapter_options", "check_options"]
+__all__ = ["ADAPTERS", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
+READER_OPTIONS = ("quote", "separator")
 ADAPTERS = (
     "alpaca_eval",
     "hh_rlhf",
@@ -45,13 +46,20 @@ def adapter_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "file"}
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an adapter's options, each as a sentence."""
-    known = adapter_options(name)
+def check_options(name: str | None, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of a source, each as a sentence.
+
+    Args:
+        name: the adapter; None where columns or a query say what a file holds.
+        options: the adapter's, and those of the reader of CSV and TSV.
+    """
+    own = adapter_options(name) if name else {}
+    known = [*own, *READER_OPTIONS]
     unknown = [
-        f"{name} has no option {option!r}{did_you_mean(option, known)}; it has {', '.join(known) or 'none'}"
+        f"{name or 'a source without adapter'} has no option {option!r}{did_you_mean(option, known)}; "
+        f"it has {', '.join(known)}"
         for option in options
         if option not in known
     ]
-    needed = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in options]
+    needed = [o for o, default in own.items() if default is inspect.Parameter.empty and o not in options]
     return unknown + [f"{name} needs the option {option!r}" for option in needed]

@@ -20,8 +20,6 @@ from rlhf_data.sources.parts import Part, adapted, mapped, queried
 from rlhf_data.sources.readers import Raw
 from rlhf_data.sources.refusals import observations, refusals
 
-READER_OPTIONS = ("quote", "separator")
-
 
 class Settled(NamedTuple):
     """Observations that later steps can use, and what became of everything else."""
@@ -71,10 +69,10 @@ def ingest(
     if sum(way is not None for way in (adapter, columns, sql)) > 1:
         raise ValueError(f"{source}: say one of adapter, columns and sql")
     options = dict(options or {})
-    reading = {name: options.pop(name) for name in READER_OPTIONS if name in options}
-    wrong = sources.check_options(adapter, options) if adapter else [f"unknown option {name!r}" for name in options]
+    wrong = sources.check_options(adapter, options)
     if wrong:
         raise ValueError(f"{source}: {'; '.join(wrong)}")
+    reading = {name: options.pop(name) for name in sources.READER_OPTIONS if name in options}
     loaded = _load(files, hf, format, limit, reading, _main(files, adapter))
     if adapter:
         parts = adapted(loaded, adapter, options)

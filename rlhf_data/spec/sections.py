@@ -228,7 +228,7 @@ class Score(Section):
     max_length: Count = 1024
     max_prompt_length: Count | None = Field(None, description="three quarters of max_length by default")
     dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
-    token_budget: Count = Field(4096, description="tokens of a forward pass; changes speed and memory, not numbers")
+    token_budget: Count | None = Field(None, description="tokens of a forward pass; speed and memory, not numbers")
     references: Later = None
 
 
@@ -238,7 +238,7 @@ class Expect(Section):
     rows: Annotated[list[int | None], Field(min_length=2, max_length=2)] | None = (
         None  # [fewest, most], null = no bound
     )
-    quarantine_rate: Share | None = None  # the largest share of observations that may be refused
+    quarantine_rate: Share | None = None  # most rows in quarantine, as a share of the raw records
     label_balance: Later = None
     ess: Later = None
     categories: Later = None
@@ -261,7 +261,7 @@ class Train(BaseModel):
     epochs: Positive = 1.0
     max_steps: Count | None = None
     batch_size: Count = Field(16, description="rows of an optimizer step")
-    token_budget: Count = Field(4096, description="tokens of a forward pass; changes speed and memory only")
+    token_budget: Count | None = Field(None, description="tokens of a forward pass; speed and memory, not numbers")
     learning_rate: Positive = 1e-5
     schedule: Annotated[str, AfterValidator(one_of("linear", "cosine", "constant"))] = "linear"
     warmup: Share = 0.1

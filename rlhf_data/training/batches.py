@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
-from rlhf_data import rules
-from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.logprobs import Group
 
 _PAIRED = ("pair_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
+_TEXTS = {"prompt", "chosen", "rejected", "completion"}
 
 
 @dataclass(frozen=True)
@@ -67,62 +67,63 @@ def read_split(snapshot: Path, split: str) -> pa.Table:
 
 def read_rows(
     table: pa.Table,
-    rule: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    kind: str,
+    filled: Sequence[str],
+    soft: bool,
+    purpose: str,
     template: str,
     max_length: int,
     max_prompt_length: int | None,
 ) -> Rows:
-    """Encode the rows of a split for a rule.
+    """Encode the rows of a split.
 
     Left out, and counted: rows of weight 0 (`weight.zero`), rows that `encode` refuses (by its code), and pairs whose
     answers are equal once truncated (`pair.truncated_identical`).
 
+    Args:
+        table: of `read_split`.
+        tokenizer: of the model that will read them.
+        kind: "paired" or "unpaired".
+        filled: columns that must hold a value in every row.
+        soft: whether preferences below 1 are welcome.
+        purpose: who asks, a rule's name, for messages.
+        template: see `encode`.
+        max_length: see `encode`.
+        max_prompt_length: see `encode`.
+
     Raises:
-        ValueError: a table of another shape than the rule trains on, columns that the rule needs and that are empty,
-            or soft preferences for a rule that would not see them.
+        ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
-    paired = rules.table(rule) == "paired"
-    reads = (*(_PAIRED if paired else _UNPAIRED), *rules.columns(rule))
+    reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *filled)
     if lacking := [name for name in reads if name not in table.column_names]:
-        wanted, column = rules.table(rule), ", ".join(lacking)
-        raise ValueError(f"{rule} trains on a {wanted} snapshot; this one has no column {column}: shape it to {wanted}")
+        raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     columns = {name: table[name].to_pylist() for name in reads}
-    texts = [columns["chosen"], columns["rejected"]] if paired else [columns["completion"]]
-    if "mismatched_id" in columns:
-        _require(columns, ("mismatched_id",), range(table.num_rows), columns["completion_id"], rule)
-        texts.append(_partners(columns))
-    encoded = [
-        encode(
-            tokenizer,
-            columns["prompt"],
-            completions,
-            template=template,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-        )
-        for completions in texts
-    ]
-    codes = [_code(columns["weight"][i], [one.refused[i] for one in encoded]) for i in range(table.num_rows)]
-    ids = columns["pair_id" if paired else "completion_id"]
-    if paired:
-        for i, (chosen, rejected) in enumerate(zip(encoded[0].completion_ids, encoded[1].completion_ids, strict=True)):
-            codes[i] = codes[i] or ("pair.truncated_identical" if chosen == rejected else None)
+    ids = columns[reads[0]]
+    names = ["chosen", "rejected"] if kind == "paired" else ["completion"]
+    if "mismatched_id" in filled:
+        _require(columns, ["mismatched_id"], range(table.num_rows), ids, purpose)
+        columns["mismatched"] = _partners(columns)
+        names.append("mismatched")
+    lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    encoded = {
+        name: encode(tokenizer, columns["prompt"], columns[name], template=template, **lengths) for name in names
+    }
+    codes = _codes(columns["weight"], encoded)
     kept = [i for i, code in enumerate(codes) if code is None]
     if not kept:
-        raise ValueError(f"no row of {table.num_rows} can be trained on; left out: {dict(Counter(codes))}")
-    _require(columns, rules.columns(rule), kept, ids, rule)
-    _refuse_soft(columns, kept, ids, rule)
-    own = encoded[:2] if paired else encoded[:1]
-    numbers = [name for name in reads if name not in ("prompt", "chosen", "rejected", "completion")]
+        raise ValueError(f"no row of {table.num_rows} can be used for {purpose}; left out: {dict(Counter(codes))}")
+    _require(columns, filled, kept, ids, purpose)
+    if not soft:
+        _refuse_soft(columns["preference"], kept, ids, purpose)
+    groups = [Group(encoded[names[0]].prompt_ids[i], [encoded[n].completion_ids[i] for n in names]) for i in kept]
+    partners = "mismatched" in encoded
     return Rows(
         ids=[ids[i] for i in kept],
-        groups=[Group(encoded[0].prompt_ids[i], [one.completion_ids[i] for one in own]) for i in kept],
-        mismatched=[Group(encoded[-1].prompt_ids[i], [encoded[-1].completion_ids[i]]) for i in kept]
-        if "mismatched_id" in columns
-        else [],
-        columns={name: [columns[name][i] for i in kept] for name in numbers},
+        groups=[Group(prompt, completions[:1]) for prompt, completions in groups] if partners else groups,
+        mismatched=[Group(prompt, completions[1:]) for prompt, completions in groups] if partners else [],
+        columns={name: [columns[name][i] for i in kept] for name in reads if name not in _TEXTS},
         dropped=dict(Counter(code for code in codes if code)),
     )
 
@@ -152,8 +153,16 @@ def batches_from(step: int, ids: Sequence[str], *, size: int, seed: int) -> Iter
         epoch, at = epoch + 1, 0
 
 
-def _code(weight: float, refused: list[str | None]) -> str | None:
-    return next((code for code in refused if code), None) or ("weight.zero" if weight == 0 else None)
+def _codes(weights: Sequence[float], encoded: dict[str, Encoded]) -> list[str | None]:
+    """Why each row is left out; None where it is not."""
+    codes = []
+    for i, weight in enumerate(weights):
+        refused = next((one.refused[i] for one in encoded.values() if one.refused[i]), None)
+        codes.append(refused or ("weight.zero" if weight == 0 else None))
+        if "rejected" in encoded and codes[i] is None:
+            same = encoded["chosen"].completion_ids[i] == encoded["rejected"].completion_ids[i]
+            codes[i] = "pair.truncated_identical" if same else None
+    return codes
 
 
 def _partners(columns: dict[str, list[Any]]) -> list[str]:
@@ -179,10 +188,8 @@ def _require(
         )
 
 
-def _refuse_soft(columns: dict[str, list[Any]], rows: Sequence[int], ids: Sequence[str], rule: str) -> None:
-    if "preference" not in columns or rules.honours_preference(rule):
-        return
-    if soft := [ids[i] for i in rows if columns["preference"][i] != 1]:
+def _refuse_soft(preferences: Sequence[float], rows: Sequence[int], ids: Sequence[str], rule: str) -> None:
+    if soft := [ids[i] for i in rows if preferences[i] != 1]:
         raise ValueError(
             f"{rule} takes every preference as certain, but {len(soft)} rows are soft (first {soft[0]}): "
             "drop ties and split votes when pairing, or take a rule that honours preference, such as dpo"

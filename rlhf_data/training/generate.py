@@ -82,7 +82,9 @@ def _batch(
         mask[row, width - len(prompt) :] = 1
     # The whole distribution: a model's own generation config may hold top-k or top-p, and then we would sample another.
     sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
     )
     written = model.generate(  # pyright: ignore[reportCallIssue]: transformers types generate as a Module
         ids.repeat_interleave(n, dim=0).to(model.device),

@@ -126,8 +126,15 @@ def train(
     _claim(run, arguments)
     torch.manual_seed(seed)
     started = time.monotonic()
-    table = read_split(snapshot, split)
-    rows = read_rows(table, rule, models.load_tokenizer(model, cache=cache), **encoding)
+    rows = read_rows(
+        read_split(snapshot, split),
+        models.load_tokenizer(model, cache=cache),
+        kind=rules.table(rule),
+        filled=rules.columns(rule),
+        soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
+        purpose=rule,
+        **encoding,
+    )
     net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
     preflight(net, policy.token_budget, training=True)
@@ -182,7 +189,9 @@ def _optimise(
         picked = next(batches_from(0, rows.ids, size=arguments["batch_size"], seed=arguments["seed"]))
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
-    for step in tqdm(range(first, total), initial=first, total=total, desc="train", unit=" steps", disable=not progress):
+    for step in tqdm(
+        range(first, total), initial=first, total=total, desc="train", unit=" steps", disable=not progress
+    ):
         at = time.monotonic()
         rate = learning_rate_at(
             step,

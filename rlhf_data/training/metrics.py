@@ -26,7 +26,7 @@ def step_metrics(
     the share of pairs whose log-ratio margin is > 0, half of those where it is 0.
     """
     values = {"loss": rules.loss(rule, **parameters)(batch)} | _weights(weights) | _log_ratios(batch)
-    whole = {name: _mean(value, batch.weight) for name, value in values.items()}
+    whole: dict[str, Any] = {name: _mean(value, batch.weight) for name, value in values.items()}
     for column in ("source", "category"):
         names = [rows.columns[column][i] for i in picked]
         kinds = sorted({name for name in names if name is not None})

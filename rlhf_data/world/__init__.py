@@ -20,8 +20,8 @@ chat template. Both come from `generate(folder, prompts=..., seed=...)`, or `pyt
 
 `verify(prompt, completion)` grades any text from 0 to 1; it reads the question from the prompt's last message.
 
-To add a category, add one entry to `CATEGORIES` in categories.py: the words that open its questions, the form of a task,
-and three functions that pose, answer and grade one.
+To add a category, add one entry to `CATEGORIES` in categories.py: the words that open its questions, the form of a
+task, and three functions that pose, answer and grade one.
 """
 
 from rlhf_data.world.categories import CATEGORIES, Answers, Category, verify

@@ -113,7 +113,10 @@ CATEGORIES: dict[str, Category] = {
 
 
 def verify(prompt: Sequence[Mapping[str, str]], completion: str) -> float:
-    """How good `completion` is by program: 1 right, 0 worthless; 0 too where the last message is no question of ours."""
+    """How good `completion` is, by program: from 1, right, to 0, worthless.
+
+    What is not a question of this world, as the last message of `prompt`, has no good answer: 0.
+    """
     question = prompt[-1]["content"] if prompt else ""
     for category in CATEGORIES.values():
         if match := re.fullmatch(f"{re.escape(category.opening)} ({category.form})", question):

@@ -55,8 +55,8 @@ def save_model(folder: Path, texts: Iterable[str], *, seed: int) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": 300.0},  # no text here is longer than LONGEST
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=bpe.token_to_id(END),
+        pad_token_id=bpe.token_to_id(PAD),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

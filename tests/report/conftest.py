@@ -11,10 +11,9 @@ from rlhf_data import tables
 
 CATEGORIES = ["helpfulness", "code", "math", "harmlessness", None]
 SOURCES = {"ultrafeedback": 0.6, "hh": 0.3, "arena": 0.1}
-WORDS = (
-    "the model answer a question how explain water light because when people often need to find simple way of "
-    "writing code that runs fast first check input then return value energy system history city river number"
-).split()
+TEXT = """the model answer a question how explain water light because when people often need to find simple way of
+writing code that runs fast first check input then return value energy system history city river number"""
+WORDS = TEXT.split()
 
 
 def sentence(rng: random.Random, words: int) -> str:
@@ -51,7 +50,7 @@ def paired():
 
 
 def make_paired(n: int, *, splits: tuple[str, ...] = ("train", "validation", "test"), scored: bool = True, **over: Any):
-    """n made-up preference pairs; `over` replaces columns (a value, or a list of values)."""
+    """Made-up preference pairs; `over` replaces columns (a value, or a list of values)."""
     rng = random.Random(7)
     common = _common(rng, n, splits)
     margin = [round(abs(rng.gauss(1.4, 1.2)), 2) for _ in range(n)]
@@ -68,7 +67,9 @@ def make_paired(n: int, *, splits: tuple[str, ...] = ("train", "validation", "te
         "margin": margin,
         "chosen_reward": [a + m for a, m in zip(low, margin, strict=True)],
         "rejected_reward": low,
-        "preference": [1.0 if s < 0.7 else 0.5 if s > 0.95 else 1 / (1 + math.exp(-m)) for s, m in zip(soft, margin, strict=True)],
+        "preference": [
+            1.0 if s < 0.7 else 0.5 if s > 0.95 else 1 / (1 + math.exp(-m)) for s, m in zip(soft, margin, strict=True)
+        ],
         "votes": [rng.choice([1, 1, 1, 2, 3, 5]) for _ in range(n)],
     }
     if scored:
@@ -84,8 +85,10 @@ def unpaired():
     return make_unpaired
 
 
-def make_unpaired(n: int, *, splits: tuple[str, ...] = ("train", "validation", "test"), scored: bool = False, **over: Any):
-    """n made-up completions; `over` replaces columns."""
+def make_unpaired(
+    n: int, *, splits: tuple[str, ...] = ("train", "validation", "test"), scored: bool = False, **over: Any
+):
+    """Made-up completions; `over` replaces columns."""
     rng = random.Random(11)
     common = _common(rng, n, splits)
     rating = [rng.choice([1.0, 2.0, 3.0, 4.0, 4.0, 5.0]) for _ in range(n)]
@@ -161,7 +164,11 @@ def make_manifest(rows: pl.DataFrame, **over: Any) -> dict[str, Any]:
                 "adapter": "ultrafeedback",
                 "records": 3 * n,
             },
-            "hh": {"files": [{"name": "hh/hh.jsonl.gz", "bytes": 91_220_113, "digest": digest}], "license": "mit", "records": n},
+            "hh": {
+                "files": [{"name": "hh/hh.jsonl.gz", "bytes": 91_220_113, "digest": digest}],
+                "license": "mit",
+                "records": n,
+            },
             "arena": {"files": [], "adapter": "arena", "license": "CC-BY-4.0", "records": n // 2},
         },
         "versions": {"rlhf_data": "0.1.0", "polars": "2.1.0", "python": "3.11.9"},
@@ -182,11 +189,28 @@ def steps(n: int) -> list[dict[str, Any]]:
         return {"step": name, "unit": unit, "rows_in": out + gone, "out": out, **(nothing | left)}
 
     return [
-        step("read:ultrafeedback", "records", 2 * n, quarantined={"json.invalid": n // 90}, filtered={"reply.unranked": n // 30}),
+        step(
+            "read:ultrafeedback",
+            "records",
+            2 * n,
+            quarantined={"json.invalid": n // 90},
+            filtered={"reply.unranked": n // 30},
+        ),
         step("read:hh", "records", n, quarantined={"prompt.mismatch": n // 50}),
         step("read:arena", "records", n // 3),
-        step("collect", "observations", 3 * n, merged={"same completion": n // 3}, quarantined={"pair.identical": n // 40}),
-        step("clean", "completions", 5 * n // 2, filtered={"length": n // 4, "duplicate": n // 5, "decontaminated": n // 95}),
+        step(
+            "collect",
+            "observations",
+            3 * n,
+            merged={"same completion": n // 3},
+            quarantined={"pair.identical": n // 40},
+        ),
+        step(
+            "clean",
+            "completions",
+            5 * n // 2,
+            filtered={"length": n // 4, "duplicate": n // 5, "decontaminated": n // 95},
+        ),
         step("rate", "judgments", 5 * n // 2, merged={"votes": n // 8}, quarantined={"rating.out_of_scale": n // 70}),
         step("shape", "pairs", n, filtered={"tie": n // 10, "margin below 0.5": n // 6}),
         step("weigh", "pairs", n),

@@ -83,10 +83,10 @@ def test_annotators_disagree_and_answers_of_a_prompt_tie(sound):
 def test_ratings_follow_the_verifier(sound):
     given = defaultdict(list)
     for row in sound:
-        given[verify([{"role": "user", "content": row["question"]}], row["answer"])].append(row["rating"])
-    means = [mean(given[reward]) for reward in sorted(given)]
-    assert means == sorted(means)
-    assert means[-1] - means[0] > 2
+        deserved = 1 + round(4 * verify([{"role": "user", "content": row["question"]}], row["answer"]))
+        given[deserved].append(row["rating"])
+    assert sorted(given) == [1, 2, 3, 5]
+    assert all(abs(mean(ratings) - deserved) < 0.5 for deserved, ratings in given.items())
 
 
 def test_a_larger_world_begins_with_the_smaller_one(lines):

@@ -1,5 +1,6 @@
 """What `verify` thinks of answers, right, wrong and odd."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -91,4 +92,4 @@ def test_in_every_category_better_answers_have_higher_grades(name, seed):
     rewards = [verify(ask(f"{category.opening} {task}"), answer) for answer in answers]
     assert rewards[0] == 1.0
     assert rewards[-1] == 0.0
-    assert all(better > worse for better, worse in zip(rewards, rewards[1:], strict=False))
+    assert all(better > worse for better, worse in pairwise(rewards))
