@@ -1,9 +1,9 @@
-"""Prefect's build: one task per step of a spec's plan. Deployed by its path, flows/build.py:build; nothing imports it."""
+"""Prefect's build: one task per step of a plan. Deployed by its path, flows/build.py:build; nothing imports it."""
 
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -15,7 +15,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from rlhf_data import engine
+from rlhf_data import engine, tables
 from rlhf_data.accounting import Count
 from rlhf_data.plan import Planned, Workspace, limited, plan, remember
 from rlhf_data.snapshot import Snapshot
@@ -54,9 +54,13 @@ def run_step(step: str, planned: dict[str, Planned], workspace: str) -> State[st
     )
 
 
-# Each source that is being read may hold a whole file in memory, so not all of them are read at once. Steps are
-# submitted after those they read, so the ones that wait in the other threads cannot block them.
-@flow(flow_run_name="{spec}", task_runner=ThreadPoolTaskRunner(max_workers=4))
+# A source that is being read may hold a whole file in memory, so not all of them are read at once. Steps are submitted
+# after those they read, so a step that waits never holds the thread that its input needs.
+# (cast: Prefect's own task runners do not fit the annotation of its decorator.)
+FOUR_AT_ONCE = cast("Any", ThreadPoolTaskRunner(max_workers=4))
+
+
+@flow(flow_run_name="{spec}", task_runner=FOUR_AT_ONCE)
 def build(
     spec: str,
     workspace: str = ".rlhf",
@@ -90,10 +94,12 @@ def _build(spec: Spec, workspace: Workspace, limit: int | None) -> Path:
     """What `engine.build` does, with a task in place of each call."""
     planned = plan(spec, workspace, limit=limit)
     by_name = {p.step.name: p for p in planned}
+    tables.contract("prompts")  # loads pandera and registers our checks once, before two threads try to
     running = {}
     for name, p in by_name.items():
         inputs = [running[step] for step in dict.fromkeys(p.step.inputs.values())]
-        running[name] = run_step.submit(name, quote(by_name), str(workspace.root), wait_for=inputs)
+        # quote: Prefect hands the plan over without a walk through it, and unwraps it.
+        running[name] = run_step.submit(name, quote(by_name), str(workspace.root), wait_for=inputs)  # pyright: ignore[reportCallIssue]
     folders = [Path(future.result()) for future in running.values()]
     remember(spec, workspace, planned, limit)
     snapshot = Snapshot(engine.published(planned, workspace))
@@ -105,6 +111,7 @@ def _show(snapshot: Snapshot, counts: list[Count], name: str) -> None:
     """The accounting, the report and a summary, beside the run in Prefect's pages."""
     key = "".join(c if c.isalnum() else "-" for c in name)
     report = (snapshot.path / "report.html").resolve()
+    head = f"# {name}\n\nSnapshot `{snapshot.id}` in `{snapshot.path}`\n\n| split | rows |\n| --- | ---: |\n"
     rows = "\n".join(f"| {split} | {n:,} |" for split, n in snapshot.manifest["rows"].items())
     create_table_artifact(
         key=f"{key}-accounting",
@@ -114,11 +121,7 @@ def _show(snapshot: Snapshot, counts: list[Count], name: str) -> None:
     create_link_artifact(
         key=f"{key}-report", link=report.as_uri(), link_text=f"report of {name}", description=f"`{report}`"
     )
-    create_markdown_artifact(
-        key=f"{key}-snapshot",
-        markdown=f"# {name}\n\nSnapshot `{snapshot.id}`\n\n| split | rows |\n| --- | ---: |\n{rows}\n\n`{snapshot.path}`",
-        description=f"Snapshot of {name}.",
-    )
+    create_markdown_artifact(key=f"{key}-snapshot", markdown=head + rows, description=f"Snapshot of {name}.")
 
 
 def _line(count: Count) -> dict[str, str | int]:

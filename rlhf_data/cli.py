@@ -1,5 +1,6 @@
 """The command line: parses, calls the library, prints. Nothing heavy is imported before it is needed."""
 
+import errno
 import json
 import sys
 from collections.abc import Iterable
@@ -48,6 +49,11 @@ def run_command(arguments: list[str]) -> int:
         _say(_missing_extra(error))
         return 1
     except (ValueError, OSError, RuntimeError) as error:
+        _say(_message(error))
+        return 1
+    except Exception as error:
+        if not type(error).__module__.startswith("polars"):  # polars, not imported here, has errors of its own
+            raise
         _say(_message(error))
         return 1
 
@@ -446,9 +452,9 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
         if "run_report" in result:
             print(f"  run report  {result['run_report']}")
         if "evaluation" in result:
-            from rlhf_data.report.text import evaluation_lines
+            from rlhf_data.report.evaluation import text_lines
 
-            for line in evaluation_lines(result["evaluation"]):
+            for line in text_lines(result["evaluation"]):
                 print(f"  {line}")
 
 
@@ -490,8 +496,9 @@ def _lay_out(source: Any, target: Path) -> list[Path]:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
-        where = error.filename or "while writing"
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or "os error 28" in str(error):  # as polars tells it
+        where = getattr(error, "filename", None) or "while writing"
         return f"no space left on the disk ({where}); nothing was published: make room, then run the same command again"
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rlhf_data import files, snapshot
 from rlhf_data.accounting import Count
-from rlhf_data.plan import Planned, Workspace, _digest, limited, plan, remember, resolve_model
+from rlhf_data.plan import Planned, Workspace, _digest, is_done, limited, plan, remember, resolve_model
 from rlhf_data.spec.sections import Spec
 
 # Told of each step before and after it ran: (step, seconds or None while it runs, its counts).
@@ -52,7 +52,7 @@ def run_step(
     The result appears whole: a step that is killed leaves nothing that a later run could take for a result.
     """
     folder = workspace.step(planned.fingerprint)
-    if planned.cached:
+    if planned.cached or is_done(folder):  # another process may have run it since the plan was made
         counts = read_counts(folder)
         _keep_latest(folder)
         if on_step:

@@ -32,7 +32,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if not path.is_dir():
-            os.replace(temporary, path)  # noqa: PTH105
+            try:
+                os.replace(temporary, path)  # noqa: PTH105
+            except OSError:
+                if not path.is_dir():  # nobody else was faster: a real error
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,7 +11,7 @@ import polars as pl
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-_UINT64 = 1 << 64
+_UINT64, _EXACT = 1 << 64, 1 << 53  # a Float64 holds 53 bits: with more, the largest hashes would round up to 1
 
 
 def content_id(*parts: str) -> str:
@@ -58,7 +58,7 @@ def keyed_hash(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
 
 def keyed_fraction(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
     """`keyed_hash` as Float64 in [0, 1): a threshold on it takes a share."""
-    return keyed_hash(ids, purpose, seed).cast(pl.Float64) / _UINT64
+    return (keyed_hash(ids, purpose, seed) // (_UINT64 // _EXACT)).cast(pl.Float64) / _EXACT
 
 
 def split_keys(prompts: pl.Series) -> pl.Series:

@@ -19,7 +19,7 @@ from rlhf_data.sources.places import find_files
 from rlhf_data.spec.sections import Source, Spec
 
 # Code that every data step leans on.
-SHARED = ("ids.py", "tables.py", "quarantine.py", "accounting.py")
+SHARED = ("ids.py", "tables.py", "quarantine.py", "accounting.py", "shape/partners.py")
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,13 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
     planned: dict[str, Planned] = {}
     for step in steps(spec, workspace, limit=limit):
         facts = {
-            "parameters": step.parameters if step.identity is None else step.identity,
+            "parameters": _identity(step),
             "code": code_version(step.function),
-            "inputs": {key: planned[name].fingerprint for key, name in step.inputs.items()},
+            # A list: the order of a step's inputs is the order of the sources, and decides which one names a text.
+            "inputs": [[key, planned[name].fingerprint] for key, name in step.inputs.items()],
         }
         fingerprint = _digest([step.name, step.function, facts])
-        done = (workspace.step(fingerprint) / "_SUCCESS").is_file() and _still_published(workspace.step(fingerprint))
+        done = is_done(workspace.step(fingerprint))
         why = "" if done else _why(last.get(step.name), facts, [planned[name] for name in step.inputs.values()])
         planned[step.name] = Planned(step, fingerprint, why)
         if step.name == until:
@@ -115,9 +116,9 @@ def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: in
     """Write down what was run, so that the next plan can say what changed."""
     facts = {
         p.step.name: {
-            "parameters": p.step.parameters if p.step.identity is None else p.step.identity,
+            "parameters": _identity(p.step),
             "code": code_version(p.step.function),
-            "inputs": {},
+            "inputs": [],
         }
         for p in planned
     }
@@ -188,11 +189,17 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
     }
     content = {
         table: [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
-        for table, paths in found.items()
+        for table, paths in {**found, **_data_set_files(source.hf)}.items()
     }
     return Step(
         f"read:{name}", "rlhf_data.sources.ingest:ingest", {}, parameters, identity={**parameters, "files": content}
     )
+
+
+def _data_set_files(hf: str | None) -> dict[str, list[Path]]:
+    """The files of a data set that is a local folder; what a hub id names is its own affair."""
+    folder = Path((hf or "").partition(":")[0].partition("@")[0])
+    return {"hf": sorted(p for p in folder.rglob("*") if p.is_file())} if hf and folder.is_dir() else {}
 
 
 def _shape_step(spec: Spec) -> Step:
@@ -260,10 +267,11 @@ def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, 
     )
 
 
-def _still_published(step: Path) -> bool:
-    """False where a publish step's snapshot has been removed since."""
+def is_done(step: Path) -> bool:
+    """Whether a step's folder holds its result; not where it is a publish step's and the snapshot has been removed."""
     pointer = step / "snapshot.json"
-    return not pointer.is_file() or (Path(json.loads(pointer.read_text())["path"]) / "_SUCCESS").is_file()
+    published = not pointer.is_file() or (Path(json.loads(pointer.read_text())["path"]) / "_SUCCESS").is_file()
+    return published and (step / "_SUCCESS").is_file()
 
 
 def _why(last: dict[str, Any] | None, facts: dict[str, Any], inputs: list[Planned]) -> str:
@@ -291,3 +299,14 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 def _digest(value: Any) -> str:
     return xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def _identity(step: Step) -> dict[str, Any]:
+    return _text_keys(step.parameters if step.identity is None else step.identity)
+
+
+def _text_keys(value: Any) -> Any:
+    """`value` with text for keys: YAML has maps of 1, true and "tie" at once, which JSON could not sort."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(part) for key, part in value.items()}
+    return [_text_keys(part) for part in value] if isinstance(value, list | tuple) else value

@@ -143,7 +143,7 @@ def publish(
             "rows": {split: rows.filter(pl.col("split") == split).height for split in _splits(rows)},
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
-            "sources": sources,
+            "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
             "score": recipe,
             "limit": limit,
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
@@ -188,6 +188,10 @@ def _expect(rows: int, quarantine: pl.DataFrame, counts: list[Count], expect: di
         )
     if failed:
         raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))
+
+
+def _records(counts: list[Count], source: str) -> int:
+    return sum(count.rows_in for count in counts if count.step == f"read:{source}" and count.unit == "records")
 
 
 def _with_texts(rows: pl.DataFrame, text: Path, table: str) -> pl.DataFrame:

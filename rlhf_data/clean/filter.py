@@ -26,6 +26,9 @@ def filter_completions(inputs: dict[str, Path], out: Path, *, where: str, step: 
         out: gets the same three tables.
         where: a condition in polars' SQL over `COLUMNS`; null counts as false.
         step: the name it is accounted under.
+
+    Raises:
+        ValueError: `where` cannot be computed of a row.
     """
     (folder,) = inputs.values()
     prompts = tables.read(folder / "prompts.parquet", "prompts")
@@ -36,7 +39,11 @@ def filter_completions(inputs: dict[str, Path], out: Path, *, where: str, step: 
         prompt=pl.col("prompt").list.eval(pl.element().struct["content"]).list.join("\n\n"),
         turns=pl.col("prompt").list.len(),
     )
-    true = completions.join(turns, on="prompt_id", maintain_order="left").select(pl.sql_expr(where).fill_null(False))
+    subjects = completions.join(turns, on="prompt_id", maintain_order="left")
+    try:
+        true = subjects.select(pl.sql_expr(where).fill_null(False))
+    except pl.exceptions.PolarsError as error:  # a cast of a value that cannot be one, say
+        raise ValueError(f"{step}: {where}: {str(error).splitlines()[0]}") from None
     kept = completions.filter(true.to_series())
     alive = kept["completion_id"].implode()
     heard = judgments.filter(

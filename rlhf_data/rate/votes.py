@@ -47,15 +47,17 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
     )
     grouped = oriented.group_by(PAIR).agg(
         probability=METHODS[method](pl.col("value")),
+        # of the other side, not 1 − probability: two votes in three are the same number on either side
+        opposite=METHODS[method](1.0 - pl.col("value")),
         votes=pl.len().cast(pl.Int64),
         raw_ref=pl.col("raw_ref").unique().sort(),
     )
-    first = pl.col("probability") >= 0.5
+    first = pl.col("probability") >= pl.col("opposite")
     return grouped.select(
         "prompt_id",
         chosen_id=pl.when(first).then("first_id").otherwise("second_id"),
         rejected_id=pl.when(first).then("second_id").otherwise("first_id"),
-        preference=pl.max_horizontal("probability", 1.0 - pl.col("probability")),
+        preference=pl.max_horizontal("probability", "opposite", 0.5),
         votes="votes",
         source="source",
         raw_ref="raw_ref",

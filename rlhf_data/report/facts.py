@@ -33,8 +33,9 @@ def by_split(rows: pl.DataFrame) -> Facts:
     if rows.is_empty():
         return None
     lines = {line["name"]: line for line in groups(rows, "split", {"prompts": pl.col("prompt_id").n_unique()})}
-    seen = rows.group_by("prompt_id").agg(n=pl.col("split").n_unique())
-    return {"lines": [lines[s] for s in SPLITS if s in lines], "leaks": int((seen["n"] > 1).sum())}
+    seen = rows.select("prompt_id", "split").unique()
+    leaks = seen.filter(pl.col("prompt_id").is_duplicated())["prompt_id"].n_unique()
+    return {"lines": [lines[s] for s in SPLITS if s in lines], "leaks": leaks}
 
 
 def by_source(rows: pl.DataFrame, sources: dict[str, Any]) -> Facts:
@@ -202,9 +203,9 @@ def examples(rows: pl.DataFrame, table: str) -> Facts:
     if rows.is_empty():
         return None
     key = "pair_id" if table == "paired" else "completion_id"
-    places = rows.select("source", key).with_row_index("at").sort("source", key)
-    turn = places.group_by("source", maintain_order=True).head(EXAMPLES)
-    turn = turn.with_columns(pl.int_range(pl.len()).over("source").alias("turn")).sort("turn", key)
+    places = rows.select("source", key).with_row_index("at")
+    turn = places.group_by("source").agg(pl.all().bottom_k_by(key, EXAMPLES)).explode("at", key)
+    turn = turn.sort("source", key).with_columns(pl.int_range(pl.len()).over("source").alias("turn")).sort("turn", key)
     taken = rows[turn["at"].head(EXAMPLES).to_list()]
     lines = taken.to_dicts()
     for line in lines:

@@ -57,7 +57,7 @@ def card(manifest: dict[str, Any]) -> str:
     m = whole(manifest)
     rows = {split: n for split, n in m["rows"].items() if n} or m["rows"]
     n, declared = sum(rows.values()), licenses(m)
-    return (
+    text = (
         environment(html=False)
         .get_template("card.md.j2")
         .render(
@@ -80,6 +80,7 @@ def card(manifest: dict[str, Any]) -> str:
             ],
         )
     )
+    return text.rstrip() + "\n"
 
 
 def columns(table: str) -> list[dict[str, Any]]:

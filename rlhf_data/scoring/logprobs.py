@@ -7,7 +7,8 @@ logits of a batch never exist. Models whose attention cannot be packed run in pa
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,8 +44,8 @@ def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout)
     again in the backward pass, not kept.
     """
     batch = (_pack if layout == "packed" else _pad)(groups, model.device)
-    _use_attention(model, _ATTENTION if layout == "packed" else "sdpa")
-    body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
+    with _attention(model, _ATTENTION if layout == "packed" else model.config._attn_implementation):
+        body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
     hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
     logps = iter(torch.split(_target_logps(model, hidden, batch.targets), batch.lengths))
     return [[next(logps) for _ in group.completions] for group in groups]
@@ -225,9 +226,17 @@ def _attend_groups(
 AttentionInterface.register(_ATTENTION, _attend_groups)
 
 
-def _use_attention(model: PreTrainedModel, name: str) -> None:
-    if model.config._attn_implementation != name:
-        model.set_attn_implementation(name)
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    own = model.config._attn_implementation
+    if own == name:
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def _attends_to_everything(config: Any) -> bool:
@@ -276,9 +285,10 @@ def _deviation(model: PreTrainedModel, layout: Layout) -> float:
     with torch.no_grad():
         try:
             ours = token_logps(model, groups, layout)
-        except (TypeError, ValueError, RuntimeError):  # a model whose layers do not hand `spans` down
-            return float("inf")
-        _use_attention(model, "sdpa")
+        except (TypeError, ValueError, RuntimeError):
+            if layout == "padded":
+                raise
+            return float("inf")  # its layers do not hand `spans` down to the attention
         for group, logps in zip(groups, ours, strict=True):
             for completion, mine in zip(group.completions, logps, strict=True):
                 ids = torch.tensor([[*group.prompt, *completion]], device=model.device)

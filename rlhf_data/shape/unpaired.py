@@ -81,7 +81,8 @@ def unpair(compared: pl.DataFrame) -> pl.DataFrame:
             compared.select(*SIDES, "votes", completion_id="rejected_id", won=pl.col("votes") - won),
         ]
     )
-    reward = 2.0 * pl.col("won").sort().sum() / pl.col("votes").sum() - 1.0
+    # Rounded: 15/22 · 22 is not 15 in floats, and who won as much as they lost has a reward of exactly 0.
+    reward = (2.0 * pl.col("won").sort().sum() / pl.col("votes").sum() - 1.0).round(12)
     return (
         sides.group_by("prompt_id", "completion_id", "source")
         .agg(

@@ -23,6 +23,13 @@ SCALAR: Final = "scalar"  # text of texts, numbers and booleans alike: ids, name
 TURNS: Final = "turns"  # text, or a list of messages
 Wanted = pl.DataType | str
 
+# Cells of these Python types need no look one by one.
+_ALIKE: dict[pl.DataType, set[type]] = {
+    pl.String(): {str, type(None)},
+    pl.Boolean(): {bool, type(None)},
+    pl.Float64(): {float, type(None)},
+}
+_LARGEST = 1 << 1023  # about the largest float
 _TOKEN = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
 
 
@@ -51,7 +58,7 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
     missing = absent(wanted, raw.columns())
     if missing and raw.height > len(raw.broken):
         raise ValueError(f"{raw.name}: " + "; ".join(missing))
-    rejects = [(record, "json.invalid", detail) for record, detail in raw.broken.items()]
+    rejects = [(record, "json.invalid", broken.what) for record, broken in raw.broken.items()]
     columns = []
     for path, kind in wanted.items():
         if isinstance(raw.rows, pl.DataFrame):
@@ -84,7 +91,8 @@ def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1) or [name for name in names if name.startswith(word)]
     return f", did you mean {close[0]!r}?" if close else ""
 
 
@@ -99,6 +107,9 @@ def tokens(path: str) -> list[str | int]:
 
 def infer(values: Iterable[Any]) -> pl.DataType:
     """The type that most of the values have, and their parts; Null if there is none but null."""
+    values = list(values)
+    if set(map(type, values)) == {str}:
+        return pl.String()
     classes: dict[str, list[Any]] = {}
     for value in values:
         if value is not None:
@@ -147,6 +158,11 @@ def _walk(value: Any, steps: Sequence[str | int]) -> Any:
 def _untyped(values: list[Any], wanted: Wanted) -> tuple[pl.Series, list[tuple[int, str, str]]]:
     """JSON values as a column; a cell of another type is null and remembered."""
     dtype, fit = _fitting(values, wanted)
+    if wanted != JSON and set(map(type, values)) <= _ALIKE.get(dtype, set()):
+        try:
+            return pl.Series(values, dtype=dtype, strict=True), []
+        except UnicodeEncodeError:  # half of a surrogate pair: look at each
+            pass
     cells, misfits = [], []
     for record, value in enumerate(values):
         try:
@@ -195,11 +211,17 @@ def _fit(value: Any, dtype: pl.DataType) -> Any:
         return value
     if dtype == pl.Boolean and name == "boolean":
         return value
-    if name == "number" and dtype.is_float():
+    if name == "number" and dtype.is_float() and (isinstance(value, float) or abs(value) < _LARGEST):
         return float(value)
-    if name == "number" and dtype.is_integer() and isinstance(value, int) and abs(value) < 1 << 127:
+    if name == "number" and dtype.is_integer() and isinstance(value, int) and abs(value) < _bound(dtype):
         return value
+    if name == "number" and isinstance(value, int):
+        raise _MisfitError("column.type", f"is too large a number: {_shown(value)}")
     raise _MisfitError("column.type", f"is a {name}, not {_words(dtype)}: {_shown(value)}")
+
+
+def _bound(dtype: pl.DataType) -> int:
+    return 1 << (127 if dtype == pl.Int128 else 63)
 
 
 def _shown(value: Any) -> str:

@@ -169,9 +169,10 @@ def _number(raw: pl.DataFrame, kind: str, source: Mapping[str, Any]) -> tuple[pl
     detail = pl.format("{}={}", pl.lit(path), cell.cast(pl.String))
     if "map" in source:
         known, numbers = _known(source["map"], dtype), [v if v is None else float(v) for v in source["map"].values()]
-        value = cell.replace_strict(known, numbers, default=None, return_dtype=pl.Float64)
+        key = _key(cell, dtype)
+        value = key.replace_strict(known, numbers, default=None, return_dtype=pl.Float64)
         left_out = pl.when(cell.is_not_null() & value.is_null()).then(pl.lit(_LEFT_OUT))
-        code = pl.when(cell.is_not_null() & ~cell.is_in(known)).then(pl.lit("value.unmapped")).otherwise(left_out)
+        code = pl.when(cell.is_not_null() & ~key.is_in(known)).then(pl.lit("value.unmapped")).otherwise(left_out)
     else:
         text = cell.str.strip_chars() if dtype == pl.String else cell
         value = text.cast(pl.Float64, strict=False)
@@ -189,8 +190,14 @@ def _note(raw: pl.DataFrame, source: Mapping[str, Any]) -> pl.Expr:
     cell = pl.col(source["from"])
     if "map" not in source:
         return cell.cast(pl.String)
-    known, texts = _known(source["map"], raw.schema[source["from"]]), list(source["map"].values())
-    return cell.replace_strict(known, texts, default=cell.cast(pl.String), return_dtype=pl.String)
+    dtype, texts = raw.schema[source["from"]], list(source["map"].values())
+    return _key(cell, dtype).replace_strict(
+        _known(source["map"], dtype), texts, default=cell.cast(pl.String), return_dtype=pl.String
+    )
+
+
+def _key(cell: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    return cell.cast(pl.Float64) if dtype.is_numeric() else cell
 
 
 def _known(values: Mapping[Any, Any], dtype: pl.DataType) -> list[Any]:

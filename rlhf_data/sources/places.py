@@ -25,7 +25,8 @@ def find_files(path: Any) -> dict[str, list[Path]]:
 
 
 def _matches(place: str) -> list[Path]:
-    matches = sorted(Path(match) for match in glob.glob(str(Path(place).expanduser()), recursive=True))
+    pattern = str(Path(place).expanduser())
+    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207  (may be absolute)
     found = [file for match in matches for file in (_inside(match) if match.is_dir() else [match])]
     if not found:
         raise ValueError(f"no file at {place} (a relative path starts at {Path.cwd()})")

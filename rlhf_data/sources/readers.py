@@ -24,18 +24,25 @@ _LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
+class Broken(NamedTuple):
+    """A record that is no JSON object: what is wrong with it, and its text."""
+
+    what: str
+    text: str
+
+
 class Raw(NamedTuple):
     """A raw file that was read, before anything is asked of it.
 
     Attributes:
         name: the file's name.
         rows: JSON objects (None where a record is broken), or a frame of a typed format.
-        broken: what is wrong with the records that are no JSON object.
+        broken: the records that are no JSON object.
     """
 
     name: str
     rows: list[dict[str, Any] | None] | pl.DataFrame
-    broken: dict[int, str]
+    broken: dict[int, Broken]
 
     @property
     def height(self) -> int:
@@ -50,7 +57,7 @@ class Raw(NamedTuple):
     def as_json(self, record: int) -> str:
         """One record as JSON text, for the quarantine."""
         row = self.rows.row(record, named=True) if isinstance(self.rows, pl.DataFrame) else self.rows[record]
-        return json_text({"broken": self.broken[record]} if row is None else row)
+        return json_text({"broken": self.broken[record].text} if row is None else row)
 
 
 def json_text(value: Any) -> str:
@@ -136,6 +143,8 @@ def peek(path: str | Path, *, format: str | None = None, quote: str | None = Non
         return Raw(path.name, *_objects(enumerate(itertools.islice(_first_of_array(path), PEEKED))))
     except _NOT_GZIP as error:
         raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -196,26 +205,26 @@ def _lines(path: Path) -> Iterator[tuple[int | str, Any]]:
                     try:
                         yield number, json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        yield number, _Broken(f"line {number}: {error}")
+                        text = (
+                            line.decode(errors="backslashreplace").rstrip("\r\n") if isinstance(line, bytes) else line
+                        )
+                        yield number, Broken(f"line {number}: {error}", text)
         except _NOT_GZIP as error:
             raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
 
 
-class _Broken(str):
-    """What is wrong with a line; not a value of the file."""
-
-    __slots__ = ()
-
-
-def _objects(values: Any) -> tuple[list[dict[str, Any] | None], dict[int, str]]:
+def _objects(values: Any) -> tuple[list[dict[str, Any] | None], dict[int, Broken]]:
     rows: list[dict[str, Any] | None] = []
-    broken: dict[int, str] = {}
+    broken: dict[int, Broken] = {}
     for record, (_, value) in enumerate(values):
         if isinstance(value, dict):
             rows.append(value)
         else:
             rows.append(None)
-            broken[record] = value if isinstance(value, _Broken) else f"not a JSON object but {json_text(value)[:80]}"
+            whole = json_text(value) if not isinstance(value, Broken) else ""
+            broken[record] = (
+                value if isinstance(value, Broken) else Broken(f"not a JSON object but {whole[:80]}", whole)
+            )
     return rows, broken
 
 
@@ -274,7 +283,7 @@ def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.
     """
     import duckdb
 
-    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
         quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
         header = next(csv.reader(lines, delimiter=separator, quotechar=quote or None, quoting=quoting), [])
     if not header or len(set(header)) < len(header):

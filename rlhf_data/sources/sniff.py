@@ -31,6 +31,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "category": ("category", "subset", "domain", "task", "topic"),
     "model": ("model", "generator", "model_name"),
 }  # fmt: skip
+_TEXT_FIELDS = ("content", "value", "text")
 _TEXT_LIKE = (pl.String, pl.Null)
 
 
@@ -100,7 +101,8 @@ def guess(types: Mapping[str, pl.DataType]) -> dict[str, Any]:
         found["prompt"] = found["chosen"]["last_of"]
     for role in ("chosen", "rejected", "completion"):
         fields = _fields(types[found[role]]) if isinstance(found.get(role), str) else set()
-        found |= {role: f"{found[role]}.{name}" for name in ("content", "value", "text") if name in fields}
+        text = next((name for name in _TEXT_FIELDS if name in fields), None)
+        found |= {role: f"{found[role]}.{text}"} if text else {}
     return {role: found[role] for role in mapping.ROLES if role in found}
 
 
@@ -111,7 +113,7 @@ def _fits(role: str, dtype: pl.DataType) -> bool:
     if role in mapping.NUMBERS or role in mapping.NOTES:
         return not dtype.is_nested()
     if role in mapping.ANSWERS and isinstance(dtype, pl.Struct):
-        return bool(_fields(dtype) & {"content", "value", "text"})
+        return bool(_fields(dtype) & set(_TEXT_FIELDS))
     return dtype in _TEXT_LIKE or (role not in ("system", "other") and _turns(dtype) is not None)
 
 

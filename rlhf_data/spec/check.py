@@ -1,5 +1,6 @@
 """What is wrong with specs beyond their form: files, columns, expressions, rules, references; all of it at once."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -58,18 +59,27 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
             yield (
                 path,
                 (
-                    f"no spec named {name!r} here and no run of it in {workspace.root}; {did_you_mean(name, names)} "
-                    f"Check the folder of both specs, or run {name} first"
+                    f"no spec named {name!r} here and no run of it in {workspace.root}; "
+                    f"{did_you_mean(name, names - {spec.name})}: give the folder of both specs, or run {name} first"
                 ),
             )
     for part in ("score", "train"):
         section = getattr(spec, part)
         if section is not None and "path" in section.model:
             yield from _model((part, "model"), section.model)
+        if section is not None:
+            yield from _tokens(part, section)
     if spec.train is not None:
         yield from _train(spec)
     if spec.evaluate is not None and spec.train is None:
         yield ("evaluate",), "there is nothing to evaluate without train; add train or leave evaluate out"
+    if spec.evaluate is not None and spec.evaluate.verifier is not None:
+        module = spec.evaluate.verifier.partition(":")[0]
+        with suppress(ImportError, ValueError):
+            if importlib.util.find_spec(module) is not None:
+                module = ""
+        if module:
+            yield ("evaluate", "verifier"), f"no module {module} can be imported; install it, or put it on PYTHONPATH"
     if spec.evaluate is not None and not getattr(spec.split, spec.evaluate.split):
         yield (
             ("evaluate",),
@@ -92,10 +102,7 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
             (*path, "adapter"),
             f"no adapter named {source.adapter!r}; {did_you_mean(source.adapter, sources.ADAPTERS)}",
         )
-    if source.options and source.adapter is None:
-        yield (*path, "options"), "options are an adapter's; name an adapter or leave them out"
-    if known_adapter:
-        assert source.adapter is not None
+    if known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
     grammar = mapping.problems(source.columns) if source.columns is not None else []
@@ -108,34 +115,39 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     except ValueError as error:
         yield (*path, "path"), str(error)
         return
+    first = next(iter(named.values()))
     if known_adapter:
         assert source.adapter is not None
         yield from _adapter_tables(path, source.adapter, named)
     elif source.columns is not None and not grammar:
-        for where, what in mapping.check_columns(source.columns, named.get("raw", {})):
+        if len(named) > 1:
+            yield (*path, "columns"), f"columns map one table, not {', '.join(named)}; join them with sql"
+            return
+        for where, what in mapping.check_columns(source.columns, first):
             yield (*path, "columns", *where), what
     elif source.sql is not None:
         from rlhf_data.sources.sql import check_sql
 
         for what in check_sql(source.sql, named):
-            yield (*path, "sql"), what
-    elif source.adapter is None and not mapping.identity(named.get("raw", {})):
+            yield (*path, "sql"), " ".join(what.split("\n\nLINE")[0].split())
+    elif source.adapter is None and not mapping.identity(first):
         yield (
             path,
             (
                 f"nothing says what the columns mean; add adapter, columns or sql "
-                f"(the file has {', '.join(named.get('raw', {})) or 'no columns'})"
+                f"(the file has {', '.join(first) or 'no columns'})"
             ),
         )
 
 
 def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:
     """Columns and types of the first file of each of a source's tables."""
-    from rlhf_data.sources import cells, readers
+    from rlhf_data.sources import READER_OPTIONS, cells, readers
     from rlhf_data.sources.places import find_files
 
+    reading = {key: source.options[key] for key in READER_OPTIONS if key in source.options}
     return {
-        table: cells.types(readers.peek(files[0], format=source.format))
+        table: cells.types(readers.peek(files[0], format=source.format, **reading))
         for table, files in find_files(source.path).items()
     }
 
@@ -164,18 +176,23 @@ def _expression(
         yield path, f"is not an expression: {_first_line(error)}"
         return
     unknown = [name for name in expression.meta.root_names() if name not in columns]
+    if any(name.startswith("_POLARS_TMP") for name in unknown):
+        yield path, "holds a SELECT; it can speak of the columns of its own row only"
+        return
     for name in dict.fromkeys(unknown):
         yield path, f"no column {name!r}; {did_you_mean(name, columns)}"
     if unknown:
         return
     try:
         (dtype,) = pl.DataFrame(schema=columns).lazy().select(expression.alias("_")).collect_schema().dtypes()
-        pl.DataFrame(schema=columns).select(expression)
+        height = pl.DataFrame(schema=columns).clear(2).select(expression).height
     except pl.exceptions.PolarsError as error:
         yield path, f"cannot be computed: {_first_line(error)}"
         return
     if wanted is not None and dtype != wanted:
         yield path, f"is {dtype}, but a condition must be true or false; compare it with something"
+    elif wanted is not None and height != 2:
+        yield path, "says one thing of the whole table; a condition must speak of a row's own columns"
     if wanted is None and not (dtype.is_numeric() or dtype == pl.Boolean):
         yield path, f"is {dtype}, but a weight must be a number"
 
@@ -192,6 +209,18 @@ def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
     elif folder.is_dir() and "gguf_file" not in model and not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"{folder} has no config.json" + (f"; say gguf_file: {ggufs[0]}" if ggufs else "")
+
+
+def _tokens(part: str, section: Any) -> Iterator[Found]:
+    """Problems of how text becomes tokens, in score or train."""
+    template, longest, prompt = section.template, section.max_length or 1024, section.max_prompt_length
+    if template not in (None, "chat", "plain") and not FilePath(template).is_file():
+        yield (part, "template"), f"no file {template}; write chat, plain, or the path of a .jinja file"
+    if prompt is not None and prompt >= longest:
+        yield (
+            (part, "max_prompt_length"),
+            f"leaves no token of {longest} for an answer; make it less than max_length",
+        )
 
 
 def _train(spec: Spec) -> Iterator[Found]:

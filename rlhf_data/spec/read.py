@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -35,10 +36,7 @@ def read(
     ))  # fmt: skip
     for key, value in (overrides or {}).items():
         _override(tree, key, value)
-    order = [key for key in tree if key in sections.Spec.model_fields]
-    if order != sorted(order, key=list(sections.Spec.model_fields).index):
-        fixed = ", ".join(key for key in sections.Spec.model_fields if key in tree)
-        problems.append(Problem(str(file), 1, "", f"the sections stand in another order; write them as: {fixed}"))
+    problems += _out_of_order(str(file), lines)
     try:
         spec = sections.Spec.model_validate(tree)
     except ValidationError as error:
@@ -103,21 +101,40 @@ def _parse(file: FilePath) -> tuple[dict[str, Any], Lines]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(str(error.problem or error.context).split())
+        if mark and mark.buffer and "${" in mark.buffer.splitlines()[mark.line]:
+            what += "; a value with ${NAME} in {…} or […] needs quotes"
         raise broken(f"is not valid YAML: {what}", mark.line + 1 if mark else 0) from None
     except Exception as error:  # ruamel raises its own kinds for odd characters
-        raise broken(f"is not valid YAML: {error}") from None
+        raise broken(f"is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise broken("must be a mapping of sections: version, name, sources, …", 1)
     lines: Lines = {}
-    return _plain(loaded, (), lines), lines
+    try:
+        return _plain(loaded, (), lines), lines
+    except _TagError as error:
+        raise broken(f"the tag {error} has no meaning here; leave it out", line_of(lines, error.path)) from None
+    except RecursionError:
+        raise broken("is not valid YAML: an alias holds itself") from None
+
+
+class _TagError(Exception):
+    """A value with a YAML tag such as !!python/name; `path` is its place."""
+
+    def __init__(self, tag: str, path: Path) -> None:
+        super().__init__(tag)
+        self.path = path
 
 
 def _plain(node: Any, path: Path, lines: Lines) -> Any:
     """Builtins instead of ruamel's round-trip types; the lines of keys go into `lines`."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if tag is not None:
+        raise _TagError(str(tag), path)
     position: Any = getattr(node, "lc", None)
     if isinstance(node, dict):
         for key in node:
-            lines[(*path, key)] = position.key(key)[0] + 1
+            if key in (position.data or {}):  # what `<<` brought in stands elsewhere
+                lines[(*path, key)] = position.key(key)[0] + 1
         return {key: _plain(value, (*path, key), lines) for key, value in node.items()}
     if isinstance(node, list):
         for k in range(len(node)):
@@ -151,6 +168,7 @@ def _substitute(node: Any, path: Path, variables: Mapping[str, str], report: Any
 
 def _override(tree: dict[str, Any], key: str, value: str) -> None:
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     *parents, last = key.split(".")
     node = tree
@@ -158,7 +176,10 @@ def _override(tree: dict[str, Any], key: str, value: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise SpecError([Problem("--set", 0, key, f"{parent} is not a mapping")])
-    node[last] = YAML(typ="safe").load(value)
+    try:
+        node[last] = YAML(typ="safe").load(value)
+    except YAMLError:
+        raise SpecError([Problem("--set", 0, key, f"{value!r} is not a value in YAML")]) from None
 
 
 def _problem(file: str, lines: Lines, error: Any) -> Problem:
@@ -169,8 +190,43 @@ def _problem(file: str, lines: Lines, error: Any) -> Problem:
     elif error["type"] == "missing":
         what = f"missing; add it (a {_kind(path)})" if _kind(path) else "missing; add it"
     elif error["type"] != "spec":
-        what = f"{what[0].lower()}{what[1:]}, not {error['input']!r}"[:300]
+        what = f"{_must(error)}, not {error['input']!r}"[:300]
     return Problem(file, line_of(lines, path), dotted(tuple(p for p in path if p != "[key]")), what)
+
+
+def _must(error: Any) -> str:
+    """What pydantic says, in the words of someone who writes YAML."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("model_type", "dict_type"):
+        return "must be a mapping, as in {KEY: VALUE}"
+    if kind == "too_short":
+        return f"must hold {context['min_length']} or more"
+    if kind == "too_long":
+        return f"must hold no more than {context['max_length']}"
+    if kind == "string_type":
+        return "must be text (in quotes, if it looks like something else)"
+    if kind == "string_pattern_mismatch":
+        return "must be made of lower-case letters, digits, dots, - and _, a letter or digit first"
+    simple = {
+        "list_type": "must be a list, as in [A, B]",
+        "int_type": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "invalid_key": "a key must be text (in quotes, if it looks like something else)",
+    }
+    return simple.get(kind) or error["msg"].replace("Input should", "must")
+
+
+def _out_of_order(file: str, lines: Lines) -> list[Problem]:
+    """The first section of a file that stands before one that belongs above it."""
+    fixed = list(sections.Spec.model_fields)
+    written = [path[0] for path in lines if len(path) == 1 and path[0] in fixed]
+    for section, following in pairwise(written):
+        if fixed.index(str(following)) < fixed.index(str(section)):
+            order = ", ".join(key for key in fixed if key in written)
+            what = f"the section {following} belongs above {section}; the order is: {order}"
+            return [Problem(file, lines[(following,)], "", what)]
+    return []
 
 
 def _known_keys(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ What a later release will do is refused by name, "not supported yet", so that no
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -43,7 +44,7 @@ def one_of(*known: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _path(value: Any) -> Any:
@@ -91,18 +92,15 @@ class Source(Section):
     category: str | None = Field(None, description="the category of every row that has none")
     keep_columns: Later = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_place_one_reading(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        places = [k for k in ("path", "hf", "snapshot", "generate") if value.get(k) is not None]
+    @model_validator(mode="after")
+    def _one_place_one_reading(self) -> "Source":
+        places = [k for k in ("path", "hf") if getattr(self, k) is not None]
         if len(places) != 1:
-            raise _refuse(f"needs exactly one of path, hf, snapshot, generate; it has {' and '.join(places) or 'none'}")
-        readings = [k for k in ("adapter", "columns", "sql") if value.get(k) is not None]
+            raise _refuse(f"needs exactly one of path and hf; it has {' and '.join(places) or 'neither'}")
+        readings = [k for k in ("adapter", "columns", "sql") if getattr(self, k) is not None]
         if len(readings) > 1:
             raise _refuse(f"may have one of adapter, columns, sql; it has {' and '.join(readings)}")
-        return value
+        return self
 
 
 LATER_OPS = ("dedup", "decontaminate", "language", "pii")
@@ -196,6 +194,8 @@ class Shape(Section):
             raise _refuse("min_margin needs rewards, and pairs that are as_given have none; leave one of them out")
         if self.label != "threshold" and "threshold" in self.model_fields_set:
             raise _refuse(f"threshold has no meaning where label is {self.label}; say label: threshold")
+        if self.label == "source" and self.gap:
+            raise _refuse("gap has no meaning where label is source; say label: threshold or label: prompt_mean")
         return self
 
 
@@ -243,6 +243,13 @@ class Expect(Section):
     ess: Later = None
     categories: Later = None
 
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "Expect":
+        fewest, most = self.rows or (None, None)
+        if fewest is not None and most is not None and fewest > most:
+            raise _refuse(f"rows goes from {fewest} to {most}; write [fewest, most], null for no bound")
+        return self
+
 
 class Publish(Section):
     """Where the snapshot goes."""
@@ -254,7 +261,7 @@ class Publish(Section):
 class Train(BaseModel):
     """How a policy is trained on the snapshot; keys that are not here are the rule's own parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     rule: str
     model: ModelReference
@@ -300,11 +307,24 @@ class Evaluate(Section):
     max_new_tokens: Count = 128
 
 
+def _cron(value: str) -> str:
+    if len(value.split()) != 5:
+        raise _refuse(f'{value!r} is no schedule; write five fields, such as "0 3 * * 1" for Mondays at three')
+    return value
+
+
+def _timezone(value: str) -> str:
+    known = available_timezones()
+    if known and value not in known:
+        raise _refuse(f"no timezone named {value!r}; write one such as Europe/Berlin")
+    return value
+
+
 class Schedule(Section):
     """When the flow runs."""
 
-    cron: str
-    timezone: str = "UTC"
+    cron: Annotated[str, AfterValidator(_cron)]
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
 
 
 class Spec(Section):

@@ -48,7 +48,6 @@ def generate(
     """
     if not temperature >= 0 or n < 1:
         raise ValueError(f"temperature is {temperature} and n {n}: they must be >= 0 and >= 1")
-    model.set_attn_implementation("sdpa")
     ids = encode_prompts(tokenizer, prompts, template=template, max_prompt_length=max_prompt_length)
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # equal lengths together: little padding
     step = max(1, batch_size // n)

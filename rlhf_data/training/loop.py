@@ -262,23 +262,21 @@ def _check(arguments: dict[str, Any]) -> None:
 
 
 def _claim(run: Path, arguments: dict[str, Any]) -> None:
-    """Make the run's folder, or make sure that it is the same run's."""
+    """Make the run's folder, or make sure that the checkpoints in it are the same run's."""
     run.mkdir(parents=True, exist_ok=True)
     said = run / "arguments.json"
-    if said.is_file():
+    if said.is_file() and any((run / "checkpoints").glob("step-*")):
         before = json.loads(said.read_text())
         now = json.loads(json.dumps(arguments))
         if differing := [name for name in now if now[name] != before.get(name)]:
             changes = "; ".join(f"{name}: was {before.get(name)}, is {now[name]}" for name in differing)
             raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): take another folder")
-    else:
-        models.write_text(said, json.dumps(arguments, indent=2))
+    models.write_text(said, json.dumps(arguments, indent=2))
 
 
 def _finish(
     run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
-    model.set_attn_implementation("sdpa")
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
     models.write_folder(run / "model", partial(_save, model, tokenizer))
     manifest |= {"trained_model_hash": models.content_hash({"path": str(run / "model")}, cache)}

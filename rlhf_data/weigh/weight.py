@@ -33,6 +33,9 @@ def weigh(
         row: an expression in polars' SQL over the table's narrow columns, such as "margin".
         clip: the largest weight.
         normalize: "mean_one" divides by the mean over the train split, after clipping.
+
+    Raises:
+        ValueError: `row` cannot be computed of a row, or there is no train weight to normalise.
     """
     (folder,) = inputs.values()
     name = f"{table}_rows"
@@ -40,7 +43,10 @@ def weigh(
     factor = _factor("source", source) * _factor("category", category) * _factor("label", label)
     if row is not None:
         factor = factor * pl.sql_expr(row).cast(pl.Float64)
-    weighed = rows.with_columns(weight=factor)
+    try:
+        weighed = rows.with_columns(weight=factor)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"weigh.weight.row: {row}: {str(error).splitlines()[0]}") from None
     valid = (pl.col("weight").is_finite() & (pl.col("weight") >= 0.0)).fill_null(False)
     refused = Refusal("weight.invalid", weighed.filter(~valid), "a weight must be finite and at least 0")
     kept = weighed.filter(valid)
@@ -63,5 +69,5 @@ def _factor(column: str, factors: dict | None) -> pl.Expr:
 def _train_mean(rows: pl.DataFrame) -> float:
     mean = rows.filter(pl.col("split") == "train")["weight"].sort().mean()
     if not isinstance(mean, float) or mean == 0.0:
-        raise ValueError("weigh.weight.normalize: all train weights are 0, so their mean cannot be made one")
+        raise ValueError("weigh.weight.normalize: no train row has a weight over 0, so their mean cannot be made one")
     return mean

@@ -3,12 +3,12 @@
 Its questions have answers that a program can grade, so whether training made a policy better is a number, not an
 opinion. There are four categories, in equal shares:
 
-    arithmetic   Add: 2 4 + 3 1                       → 5 5
+    arithmetic   Add: 2 to each of 3 1 5 4            → 5 3 7 6
     spelling     Spell backwards: k a b e             → e b a k
     sorting      Sort: 7 2 9 4                        → 2 4 7 9
     politeness   Reply politely: pass me the red pen  → gladly , the red pen
 
-Every question has four answers: `right`, `near` (one slip), `wrong` (always the same mistake: ten too many, not
+Every question has four answers: `right`, `near` (one slip), `wrong` (always the same mistake: stopping halfway, not
 reversed, descending, about another thing) and `rude` (a brush-off). A policy trained on all of them learns the mixture;
 preference training must shift it towards the right ones, on questions that it has never seen.
 

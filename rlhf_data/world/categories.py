@@ -18,8 +18,8 @@ class Answers(NamedTuple):
     """Four answers to one task, best first."""
 
     right: str
-    near: str  # one slip: one too many, two neighbours swapped, right but curt
-    wrong: str  # a systematic mistake: ten too many, not reversed, descending, polite about another thing
+    near: str  # one slip: one sum too high, two neighbours swapped, right but curt
+    wrong: str  # a systematic mistake: stopping halfway, not reversed, descending, polite about another thing
     rude: str  # does not try
 
 
@@ -33,24 +33,21 @@ class Category(NamedTuple):
     grade: Callable[[str, str], float]  # task, any completion → 0 (worthless) to 1 (right)
 
 
-def pose_sum(random: Random) -> str:
-    """Two numbers of two digits whose sum has no carry, so that a tiny model learns to add."""
-    tens, ones = random.randint(2, 9), random.randint(0, 9)
-    first = 10 * random.randint(1, tens - 1) + random.randint(0, ones)
-    return f"{_digits(first)} + {_digits(10 * tens + ones - first)}"
+def pose_sums(random: Random) -> str:
+    """Small enough that no sum, nor a sum and one, has two digits."""
+    return f"{random.randint(1, 3)} to each of {' '.join(random.choices('012345', k=4))}"
 
 
-def answer_sum(task: str, random: Random) -> Answers:
-    total = _sum(task)
-    return Answers(_digits(total), _digits(total + 1), _digits(total + 10), random.choice(BRUSH_OFFS))
+def answer_sums(task: str, random: Random) -> Answers:
+    right, numbers = _sums(task), task.split(" to each of ")[1].split()
+    near = [*right[:-1], str(int(right[-1]) + 1)]
+    wrong = right[: len(right) // 2] + numbers[len(right) // 2 :]
+    return Answers(" ".join(right), " ".join(near), " ".join(wrong), random.choice(BRUSH_OFFS))
 
 
-def grade_sum(task: str, completion: str) -> float:
-    written = "".join(completion.split())
-    if not (written.isascii() and written.isdigit() and len(written) <= 3):
-        return 0.0
-    error = abs(int(written) - _sum(task))
-    return 1.0 if error == 0 else 0.5 if error == 1 else 0.25 if error <= 10 else 0.0
+def grade_sums(task: str, completion: str) -> float:
+    right, written = _sums(task), completion.split()
+    return 1.0 if written == right else 0.6 * _in_place(right, written)
 
 
 def pose_spelling(random: Random) -> str:
@@ -103,7 +100,7 @@ def grade_request(task: str, completion: str) -> float:
 
 
 CATEGORIES: dict[str, Category] = {
-    "arithmetic": Category("Add:", r"[0-9] [0-9] \+ [0-9] [0-9]", pose_sum, answer_sum, grade_sum),
+    "arithmetic": Category("Add:", r"[0-9] to each of [0-9]( [0-9])+", pose_sums, answer_sums, grade_sums),
     "spelling": Category("Spell backwards:", r"[a-z]( [a-z])+", pose_spelling, answer_spelling, grade_spelling),
     "sorting": Category("Sort:", r"[0-9]( [0-9])+", pose_sorting, answer_sorting, grade_sorting),
     "politeness": Category(
@@ -124,13 +121,9 @@ def verify(prompt: Sequence[Mapping[str, str]], completion: str) -> float:
     return 0.0
 
 
-def _digits(number: int) -> str:
-    return " ".join(str(number))
-
-
-def _sum(task: str) -> int:
-    first, second = task.split("+")
-    return int(first.replace(" ", "")) + int(second.replace(" ", ""))
+def _sums(task: str) -> list[str]:
+    addend, numbers = task.split(" to each of ")
+    return [str(int(addend) + int(number)) for number in numbers.split()]
 
 
 def _arrangements(right: list[str], random: Random) -> Answers:
@@ -143,5 +136,9 @@ def _grade_arrangement(right: list[str], completion: str) -> float:
     written = completion.split()
     if written == right:
         return 1.0
-    in_place = sum(a == b for a, b in zip(written, right, strict=False)) / max(len(right), len(written))
-    return 0.4 * in_place + (0.2 if sorted(written) == sorted(right) else 0.0)
+    return 0.4 * _in_place(right, written) + (0.2 if sorted(written) == sorted(right) else 0.0)
+
+
+def _in_place(right: list[str], written: list[str]) -> float:
+    """The share of symbols that are in their place; what is too many counts against it."""
+    return sum(a == b for a, b in zip(right, written, strict=False)) / max(len(right), len(written))

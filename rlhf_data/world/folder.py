@@ -67,8 +67,8 @@ def chat_texts(prompts: int, *, seed: int) -> Iterator[str]:
     """Every question and answer of a world as a chat template sets it: what the tokenizer is trained on."""
     for category, question in ratings.questions(prompts, seed=seed):
         yield f"user\n{question}"
-        for row in ratings.rows(category, question, seed=seed):
-            yield f"assistant\n{row['answer']}"
+        answers = dict.fromkeys(row["answer"] for row in ratings.rows(category, question, seed=seed))
+        yield from (f"assistant\n{answer}" for answer in answers)
 
 
 def _holds(folder: Path, about: dict) -> bool:

@@ -143,7 +143,7 @@ def manifest():
 def make_manifest(rows: pl.DataFrame, **over: Any) -> dict[str, Any]:
     """A manifest as publish writes it, for these rows."""
     table = "paired" if "pair_id" in rows.columns else "unpaired"
-    sizes = dict(rows["split"].value_counts().iter_rows())
+    sizes = dict(sorted(rows["split"].value_counts().iter_rows()))
     n = rows.height
     digest = "3f6c1d2a9b8e7f605142a3b4c5d6e7f8"
     made = {

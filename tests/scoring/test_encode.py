@@ -1,9 +1,10 @@
 """Token ids are those that the policy sees when it generates."""
 
 import pytest
-from tests import tiny_model
+from tokenizers.processors import TemplateProcessing
 
 from rlhf_data.scoring.encode import encode, encode_prompts
+from tests import tiny_model
 
 BAKE = [{"role": "user", "content": "How do I bake bread?"}]
 IM_START, IM_END, BOS = 0, 1, 2
@@ -71,8 +72,6 @@ def test_a_bos_that_the_template_writes_is_there_once():
 
 
 def test_the_plain_template_adds_the_bos_that_the_post_processor_adds(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
     assert one(tokenizer, BAKE, "Mix.", template="plain")[0][0] != BOS
     adding = tiny_model.tokenizer()
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])

@@ -16,7 +16,7 @@ def ask(question: str) -> list[dict[str, str]]:
 
 
 SUM, SPELL, SORT, REQUEST = (
-    "Add: 2 4 + 3 1",
+    "Add: 2 to each of 3 1 5 4",
     "Spell backwards: k a b e",
     "Sort: 7 2 9 4",
     "Reply politely: pass me the red pen",
@@ -26,12 +26,12 @@ SUM, SPELL, SORT, REQUEST = (
 @pytest.mark.parametrize(
     ("question", "completion", "reward"),
     [
-        (SUM, "5 5", 1.0),
-        (SUM, "55", 1.0),
-        (SUM, "5 6", 0.5),  # one too many
-        (SUM, "6 5", 0.25),  # ten too many
-        (SUM, "9 9", 0.0),
-        (SUM, "² 5", 0.0),  # a digit to str.isdigit, none to int
+        (SUM, "5 3 7 6", 1.0),
+        (SUM, "5 3 7 7", 0.6 * 3 / 4),  # one too high
+        (SUM, "5 3 5 4", 0.6 * 2 / 4),  # stopped halfway
+        (SUM, "3 1 5 4", 0.0),  # nothing added
+        (SUM, "5 3 7 6 5 3 7 6", 0.6 * 4 / 8),
+        (SUM, "5376", 0.0),
         (SPELL, "e b a k", 1.0),
         (SPELL, " e b  a k\n", 1.0),
         (SPELL, "e b k a", 0.2 + 0.4 * 2 / 4),  # two swapped
@@ -62,7 +62,17 @@ def test_junk_and_brush_offs_are_worth_nothing(question, completion):
 
 
 @pytest.mark.parametrize(
-    "prompt", [[], ask(""), ask("Add:"), ask("Add: "), ask("Add: one + two"), ask("Add: 1 2 + 3 4 + 5 6"), ask("Hello")]
+    "prompt",
+    [
+        [],
+        ask(""),
+        ask("Add:"),
+        ask("Add: "),
+        ask("Add: two to each of 3 1"),
+        ask("Add: ² to each of 3 1"),
+        ask("Add: 2 to each of"),
+        ask("Hello"),
+    ],
 )
 def test_what_is_no_question_of_the_world_is_worth_nothing(prompt):
     assert verify(prompt, "5 5") == 0.0
@@ -70,12 +80,12 @@ def test_what_is_no_question_of_the_world_is_worth_nothing(prompt):
 
 def test_the_last_message_is_the_question():
     turns = [*ask(SORT), {"role": "assistant", "content": "2 4 7 9"}, *ask(SUM)]
-    assert verify(turns, "5 5") == 1.0
-    assert verify([{"role": "system", "content": "Be brief."}, *ask(SUM)], "5 5") == 1.0
+    assert verify(turns, "5 3 7 6") == 1.0
+    assert verify([{"role": "system", "content": "Be brief."}, *ask(SUM)], "5 3 7 6") == 1.0
 
 
 openings = st.sampled_from(["", *(f"{category.opening} " for category in CATEGORIES.values())])
-tasks = st.text() | st.text("0123456789+ ab") | st.sampled_from([q.split(": ")[1] for q in (SUM, SPELL, SORT, REQUEST)])
+tasks = st.text() | st.text("0123456789 ab") | st.sampled_from([q.split(": ")[1] for q in (SUM, SPELL, SORT, REQUEST)])
 
 
 @given(openings, tasks, st.text() | st.text("0123456789 abk,"))

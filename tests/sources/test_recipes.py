@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from rlhf_data import sources
+from rlhf_data.sources.places import find_files
+from rlhf_data.sources.samples import make_ultrafeedback
+from rlhf_data.spec.read import read
+
+RECIPES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_reads_the_data_it_names_within_what_it_expects(recipe, raw, tmp_path, run):
+    if recipe.stem == "ultrafeedback":
+        raw = tmp_path
+        make_ultrafeedback(tmp_path / "ultrafeedback" / "sample.jsonl", 100)
+    spec, _ = read(recipe, variables={"RAW": str(raw), "MODEL": str(tmp_path)})
+    assert spec.about
+    for source in spec.sources.values():
+        assert source.license
+        assert source.adapter in sources.ADAPTERS
+        files = {table: list(map(str, paths)) for table, paths in find_files(source.path).items()}
+        found = run(files, adapter=source.adapter, options=source.options, category=source.category)
+        refused = sum(found.observations.quarantined.values())
+        # A source may refuse more than the whole recipe does: AlpacaEval's ties are all in one file.
+        assert refused <= 2 * (spec.expect.quarantine_rate or 0) * found.observations.rows_in
+        assert found.judgments.height
+
+
+def test_there_is_a_recipe_for_every_adapter():
+    assert {
+        line.split()[-1] for path in RECIPES for line in path.read_text().splitlines() if "adapter:" in line
+    } == set(sources.ADAPTERS)

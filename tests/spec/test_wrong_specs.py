@@ -1,0 +1,336 @@
+"""Every mistake in a spec gets a line of its own, `file:line: path: what; how`, and never a traceback."""
+
+# ruff: noqa: E501  (a case is a line)
+
+import json
+import re
+
+import pytest
+
+from rlhf_data.cli import run_command
+
+# Lines matter here: a case says in which line its mistake is.
+BASE = """version: 1
+name: demo
+about: x
+sources:
+  a: {path: raw/r.jsonl}
+clean:
+  - {op: filter, where: turns = 1}
+rate: {by: rating, scale: [1, 5]}
+split: {test: 0.2}
+shape: {to: paired, pairing: all}
+weigh: {weight: {row: margin}}
+expect: {rows: [1, null]}
+publish: {to: snapshots/demo}
+"""
+SCORE, TRAIN = "score: {model: model}\n", "train: {rule: dpo, model: model}\n"
+SCORED = BASE.replace("expect:", SCORE + "expect:") + TRAIN  # score in line 12, train in line 15
+LATER = "not supported yet"
+
+
+def case(name, old, new, line, message, base=BASE):
+    assert base.count(old) == 1, (name, old)
+    return pytest.param(base.replace(old, new), line, message, id=name)
+
+
+def source(name, new, message, line=5):
+    return case(name, "{path: raw/r.jsonl}", new, line, f"sources.a{message}")
+
+
+def where(name, expression, message):
+    return case(f"where: {name}", "turns = 1", json.dumps(expression), 7, f"clean[0].where: {message}")
+
+
+def row(name, expression, message):
+    return case(f"row: {name}", "row: margin", f"row: {json.dumps(expression)}", 11, f"weigh.weight.row: {message}")
+
+
+def score(name, new, message):
+    return case(f"score: {name}", SCORE, f"score: {new}\n", 12, f"score{message}", SCORED)
+
+
+def train(name, new, message, line=15):
+    return case(f"train: {name}", TRAIN, f"train: {new}\n", line, message, SCORED)
+
+
+UNPAIRED = "to: unpaired"
+
+WRONG = [
+    # keys
+    case("unknown section", "about: x", "abuot: x", 3, "abuot: unknown key; did you mean 'about'?"),
+    source("unknown key of a source", "{pth: raw/r.jsonl}", ".pth: unknown key; did you mean 'path'?"),
+    case("unknown key of clean", "op: filter,", "op: filter, were: x,", 7, "clean[0].were: unknown key; did you mean 'where'?"),
+    case("unknown key of rate", "scale: [1", "scal: [1", 8, "rate.scal: unknown key; did you mean 'scale'?"),
+    case("unknown key of split", "test:", "tets:", 9, "split.tets: unknown key; did you mean 'test'?"),
+    case("unknown key of shape", "pairing:", "paring:", 10, "shape.paring: unknown key; did you mean 'pairing'?"),
+    case("unknown key of weight", "row: margin", "row: margin, clipp: 3", 11, "weigh.weight.clipp: unknown key; did you mean 'clip'?"),
+    case("unknown key of expect", "rows:", "row:", 12, "expect.row: unknown key; did you mean 'rows'?"),
+    case("unknown key of publish", "to: snap", "too: snap", 13, "publish.too: unknown key; did you mean 'to'?"),
+    score("unknown key", "{model: model, max_lenght: 3}", ".max_lenght: unknown key; did you mean 'max_length'?"),
+    score("unknown key of a model", "{model: {path: model, revison: x}}", ".model: unknown key 'revison'; did you mean 'revision'?"),
+    train("unknown key", "{rule: dpo, model: model, learning_rat: 1e-4}", "train.learning_rat: neither a key of train nor a parameter of dpo; did you mean 'learning_rate'?"),
+    case("a number for a key", "about: x", "3: x", 3, "a key must be text"),
+    case("a list for a key", "about: x", "? [a, b]\n: x", 1, "a key must be text"),
+    # types
+    case("a number for a name", "name: demo", "name: 7", 2, "name: must be text (in quotes, if it looks like something else), not 7"),
+    case("a title for a name", "name: demo", "name: My Spec", 2, "name: must be made of lower-case letters"),
+    case("another version", "version: 1", "version: 2", 1, "version: must be 1, not 2"),
+    case("a list of sources", "  a: {path", "  - {path", 4, "sources: must be a mapping"),
+    source("a path for a source", "raw/r.jsonl", ": must be a mapping, as in {KEY: VALUE}, not 'raw/r.jsonl'"),
+    source("nothing for a source", "", ": must be a mapping"),
+    source("a number for a path", "{path: 3}", ".path: must be a path or a glob"),
+    source("a number for a data set", "{hf: 3}", ".hf: must be text"),
+    case("no sources", "  a: {path: raw/r.jsonl}", "  {}", 4, "sources: must hold 1 or more"),
+    case("a mapping for clean", "clean:\n  - {", "clean:\n    {", 6, "clean: must be a list"),
+    case("a number for where", "where: turns = 1", "where: 1", 7, "clean[0].where: must be text"),
+    case("one number for a scale", "[1, 5]", "[5]", 8, "rate.scale: must hold 2 or more"),
+    case("a text for a scale", "[1, 5]", "1-5", 8, "rate.scale: must be a list"),
+    case("not a number in a scale", "[1, 5]", "[.nan, 5]", 8, "rate.scale[0]: must be a finite number"),
+    case("a share in percent", "test: 0.2", "test: 20%", 9, "split.test: must be a number, not '20%'"),
+    case("a share over one", "test: 0.2", "test: 20", 9, "split.test: must be less than or equal to 1, not 20"),
+    case("a share under nothing", "test: 0.2", "test: -0.2", 9, "split.test: must be greater than or equal to 0"),
+    case("a negative weight", "row: margin", "category: {x: -1}", 11, "weigh.weight.category.x: must be greater than or equal to 0"),
+    case("a number for a category", "row: margin", "category: {1: 1}", 11, "must be text"),
+    case("a word for a number of rows", "[1, null]", "[many, null]", 12, "expect.rows[0]: must be a whole number, not 'many'"),
+    case("a path for publish", "{to: snapshots/demo}", "snapshots/demo", 13, "publish: must be a mapping"),
+    score("no token", "{model: model, max_length: 0}", ".max_length: must be greater than or equal to 1"),
+    train("a word for a rate", "{rule: dpo, model: model, learning_rate: fast}", "train.learning_rate: must be a number, not 'fast'"),
+    train("a formula", "{rule: {chosen: x}, model: model}", "train.rule: must be text"),
+    # sections
+    case("no name", "name: demo\n", "", 1, "name: missing; add it"),
+    case("no shape", "shape: {to: paired, pairing: all}\n", "", 1, "shape: missing; add it (a section that says to: paired or to: unpaired)"),
+    case("no table", "to: paired, ", "", 10, "shape.to: missing"),
+    score("no model", "{max_length: 8}", ".model: missing; add it"),
+    case("version after name", "version: 1\nname: demo", "name: demo\nversion: 1", 2, "the section version belongs above name"),
+    case("sections in another order", "split: {test: 0.2}\nshape: {to: paired, pairing: all}", "shape: {to: paired, pairing: all}\nsplit: {test: 0.2}", 10, "the section split belongs above shape"),
+    # YAML
+    case("a key twice", "about: x", "name: two", 3, 'is not valid YAML: found duplicate key "name"'),
+    case("a tab", "  a: {", "\ta: {", 5, "is not valid YAML: found character '\\t'"),
+    case("an open brace", "raw/r.jsonl}", "raw/r.jsonl", 6, "is not valid YAML"),
+    case("two documents", "about: x", "about: x\n---\nabout: y", 4, "is not valid YAML: but found another document"),
+    case("a variable in braces", "raw/r.jsonl", "${RAW}/r.jsonl", 5, "a value with ${NAME} in {…} or […] needs quotes"),
+    case("a tag", "about: x", "about: !!python/object/apply:os.system [ls]", 3, "has no meaning here"),
+    case("an alias that holds itself", "about: x", "about: &a [*a]", 3, "about: must be text"),
+    case("a control character", "about: x", "about: \x01", None, "is not valid YAML: unacceptable character"),
+    pytest.param("", 1, "must be a mapping of sections", id="an empty file"),
+    pytest.param("# nothing\n", 1, "must be a mapping of sections", id="a comment only"),
+    pytest.param("- a\n- b\n", 1, "must be a mapping of sections", id="a list"),
+    pytest.param(BASE.encode() + b"# \xff", None, "is not UTF-8 text", id="Latin-1"),
+    case("an unset variable", "about: x", "about: ${NO_SUCH}", 3, "about: the variable NO_SUCH is not set; give --var NO_SUCH=VALUE"),
+    # what a later release will do
+    source("a snapshot as source", "{snapshot: other}", f".snapshot: {LATER}"),
+    source("a policy as source", "{generate: {n: 4}}", f".generate: {LATER}"),
+    source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
+    source("a spreadsheet", "{path: raw/r.jsonl, format: xlsx}", ".format: 'xlsx' is not supported yet"),
+    case("dedup", "{op: filter, where: turns = 1}", "{op: dedup, keys: [prompt], near: 0.9}", 7, "op 'dedup' is not supported yet"),
+    case("decontaminate", "{op: filter, where: turns = 1}", "{op: decontaminate, against: [x]}", 7, "op 'decontaminate' is not supported yet"),
+    case("bradley_terry", "by: rating", "by: bradley_terry", 8, "rate.by: 'bradley_terry' is not supported yet; use one of rating"),
+    case("reward_model", "by: rating", "by: reward_model", 8, "rate.by: 'reward_model' is not supported yet"),
+    case("dawid_skene", "by: rating", "votes: dawid_skene", 8, "rate.votes: 'dawid_skene' is not supported yet"),
+    case("prompt_cluster", "test: 0.2", "test: 0.2, by: prompt_cluster", 9, "split.by: 'prompt_cluster' is not supported yet"),
+    case("max_pairs_per_prompt", "pairing: all", "pairing: all, max_pairs_per_prompt: 1", 10, f"shape.max_pairs_per_prompt: {LATER}"),
+    case("share", "{weight: {row: margin}}", "{share: {a: 1.0}}", 11, f"weigh.share: {LATER}"),
+    case("rows of the mix", "{weight: {row: margin}}", "{rows: {a: 10}}", 11, f"weigh.rows: {LATER}"),
+    case("label_balance", "rows: [1, null]", "label_balance: 0.3", 12, f"expect.label_balance: {LATER}"),
+    case("retain", "snapshots/demo}", "snapshots/demo, retain: 20}", 13, f"publish.retain: {LATER}"),
+    score("references", "{model: model, references: {}}", f".references: {LATER}"),
+    train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
+    train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),
+    # sources
+    source("no place", "{license: MIT}", ": needs exactly one of path and hf; it has neither"),
+    source("two places", "{path: raw/r.jsonl, hf: org/x}", ": needs exactly one of path and hf; it has path and hf"),
+    source("two readings", "{path: raw/r.jsonl, adapter: hh_rlhf, sql: SELECT 1}", ": may have one of adapter, columns, sql; it has adapter and sql"),
+    source("no such adapter", "{path: raw/r.jsonl, adapter: hh_rlfh}", ".adapter: no adapter named 'hh_rlfh'; did you mean 'hh_rlhf'?"),
+    source("another data set's adapter", "{path: raw/r.jsonl, adapter: hh_rlhf}", ".path: hh_rlhf needs it: no column 'chosen'"),
+    source("no such option", "{path: raw/p.jsonl, adapter: hh_rlhf, options: {tie: 1}}", ".options: hh_rlhf has no option 'tie'"),
+    source("no such file", "{path: raw/nope.jsonl}", ".path: no file at raw/nope.jsonl"),
+    source("nothing matches", "{path: raw/*.csv}", ".path: no file at raw/*.csv"),
+    source("an unknown kind of file", "{path: demo.yaml}", ".path: demo.yaml: the name does not say what it is; add `format:`"),
+    source("an unknown format", "{path: raw/r.jsonl, format: jsnl}", ".format: unknown 'jsnl'; did you mean 'jsonl'?"),
+    source("a column that is not there", "{path: raw/r.jsonl, columns: {prompt: prompt, completion: completion, rating: ratin}}", ".columns.rating: no column 'ratin', did you mean 'rating'?"),
+    source("an unknown part of an observation", "{path: raw/r.jsonl, columns: {promt: prompt, completion: completion}}", ".columns.promt: is no part of an observation, did you mean 'prompt'?"),
+    source("two tables for one mapping", "{path: {x: raw/r.jsonl, y: raw/p.jsonl}, columns: {prompt: prompt, completion: completion}}", ".columns: columns map one table, not x, y; join them with sql"),
+    source("a query of no column", '{path: raw/r.jsonl, sql: "SELECT nope FROM raw"}', '.sql: Binder Error: Referenced column "nope" not found'),
+    source("a query that is none", '{path: raw/r.jsonl, sql: "SELEC prompt FROM raw"}', ".sql: Parser Error: syntax error"),
+    source("a query for an unknown part", '{path: raw/r.jsonl, sql: "SELECT prompt, completion AS answer FROM raw"}', ".sql: its column 'answer' is no part of an observation"),
+    source("columns that say nothing", "{path: raw/odd.jsonl}", ": nothing says what the columns mean; add adapter, columns or sql (the file has x)"),
+    # expressions
+    where("unfinished", "turns = 1 AND", "is not an expression: unable to parse"),
+    where("empty", "", "is not an expression"),
+    where("every column", "*", "is not an expression"),
+    where("a query", "SELECT 1", "is not an expression"),
+    where("a subquery", "turns IN (SELECT 1)", "holds a SELECT"),
+    where("an unknown function", "nofunc(turns) = 1", "is not an expression: unsupported function 'nofunc'"),
+    where("an unknown column", "turn = 1", "no column 'turn'; did you mean 'turns'?"),
+    where("a number", "length(completion)", "is UInt32, but a condition must be true or false"),
+    where("text against a number", "completion > 3", "cannot be computed: cannot compare string with numeric"),
+    where("a broken pattern", "completion RLIKE '('", "cannot be computed: regex"),
+    where("a total", "sum(turns) > 3", "says one thing of the whole table"),
+    where("a constant", "true", "says one thing of the whole table"),
+    row("an unknown column", "margn", "no column 'margn'; did you mean 'margin'?"),
+    row("a text", "source", "is String, but a weight must be a number"),
+    row("unfinished", "margin *", "is not an expression"),
+    row("a text column that is not there yet", "length(chosen)", "no column 'chosen'"),
+    # words that do not fit together
+    case("no such way of rating", "by: rating", "by: ratings", 8, "rate.by: unknown 'ratings'; did you mean 'rating'?"),
+    case("no such pairing", "pairing: all", "pairing: best_vs_wrst", 10, "shape.pairing: unknown 'best_vs_wrst'; did you mean 'best_vs_worst'?"),
+    case("a scale upside down", "[1, 5]", "[5, 1]", 8, "rate: scale goes from 5 to 1; write [lowest, highest]"),
+    case("aspects without by", "by: rating", "by: rating, aspects: {tone: 1}", 8, "rate: by: aspects and aspects: {NAME: WEIGHT, …} belong together"),
+    case("by aspects without aspects", "by: rating", "by: aspects", 8, "belong together"),
+    case("nothing left to train on", "test: 0.2", "test: 0.5, validation: 0.5", 9, "split: test and validation take 1 of the rows; nothing is left"),
+    case("a margin of given pairs", "pairing: all", "pairing: as_given, min_margin: 0.5", 10, "shape: min_margin needs rewards"),
+    case("a label of pairs", "pairing: all", "label: source", 10, "shape: label has no meaning for a table that is paired"),
+    case("a pairing of answers", "to: paired, ", f"{UNPAIRED}, ", 10, "shape: pairing has no meaning for a table that is unpaired"),
+    case("a threshold for nothing", "to: paired, pairing: all", f"{UNPAIRED}, threshold: 0.5", 10, "shape: threshold has no meaning where label is source; say label: threshold"),
+    case("a gap for nothing", "to: paired, pairing: all", f"{UNPAIRED}, gap: 0.5", 10, "shape: gap has no meaning where label is source"),
+    case("weights of labels of pairs", "row: margin", "label: {true: 2}", 11, "weigh.weight.label: the paired table has no label"),
+    case("a weight of no source", "row: margin", "source: {b: 2}", 11, "weigh.weight.source.b: no source of this name"),
+    case("bounds upside down", "[1, null]", "[10, 5]", 12, "expect: rows goes from 10 to 5"),
+    # models and rules
+    score("no such folder", "{model: ./nope}", ".model: no folder ./nope; give a model's folder or a hub id"),
+    score("a folder that is no model", "{model: raw}", ".model: raw has no config.json"),
+    score("a misspelt GGUF file", "{model: {path: gguf, gguf_file: mdel.gguf}}", ".model: no file mdel.gguf in gguf; did you mean 'model.gguf'?"),
+    score("a folder of GGUF files", "{model: gguf}", ".model: gguf has no config.json; say gguf_file: model.gguf"),
+    score("a model and a run", "{model: {path: model, run: x}}", ".model: must be a folder or a hub id"),
+    score("a run of no spec", "{model: {run: nope}}", ".model: no spec named 'nope' here and no run of it in .rlhf"),
+    score("no such template", "{model: model, template: nope.jinja}", ".template: no file nope.jinja; write chat, plain, or the path"),
+    score("no room for an answer", "{model: model, max_length: 8, max_prompt_length: 8}", ".max_prompt_length: leaves no token of 8 for an answer"),
+    train("no such rule", "{rule: dp0, model: model}", "train.rule: no rule named 'dp0'; did you mean 'dpo'?"),
+    train("a rule of the other table", "{rule: sft, model: model}", "train.rule: sft trains on the unpaired table, and shape makes it paired"),
+    train("a parameter it does not have", "{rule: dpo, model: model, bta: 0.1}", "train.bta: neither a key of train nor a parameter of dpo; did you mean 'beta'?"),
+    train("a parameter out of range", "{rule: dpo, model: model, beta: 0}", "train.beta: dpo: beta is 0: it must be a finite number > 0"),
+    train("a parameter that is no number", "{rule: dpo, model: model, beta: .nan}", "train.beta: dpo: beta is nan"),
+    train("a template beside score's", "{rule: dpo, model: model, template: plain}", "train.template: stands in score"),
+    case("dpo without score", "publish: {to: snapshots/demo}\n", "publish: {to: snapshots/demo}\n" + TRAIN, 14, "train.rule: dpo needs ref_chosen_logps, ref_rejected_logps; add score: {model: …}"),
+    case("evaluate without train", "publish: {to: snapshots/demo}\n", "publish: {to: snapshots/demo}\nevaluate: {by: category}\n", 14, "evaluate: there is nothing to evaluate without train"),
+    train("nothing held out", "{rule: dpo, model: model}\nevaluate: {split: validation}", "evaluate: no rows are held out for validation; add split: {validation: 0.1}", 16),
+    train("a verifier that is no function", "{rule: dpo, model: model}\nevaluate: {verifier: mine}", "evaluate.verifier: 'mine' does not name a function; write module:function", 16),
+    train("a verifier of no module", "{rule: dpo, model: model}\nevaluate: {verifier: 'no_such:f'}", "evaluate.verifier: no module no_such can be imported", 16),
+    train("a schedule that is none", "{rule: dpo, model: model}\nschedule: {cron: daily}", "schedule.cron: 'daily' is no schedule; write five fields", 16),
+    train("a timezone of nowhere", "{rule: dpo, model: model}\nschedule: {cron: '0 3 * * 1', timezone: Nowhere}", "schedule.timezone: no timezone named 'Nowhere'", 16),
+]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what sound specs name: raw files, a model's folder, a GGUF file."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("raw", "model", "gguf"):
+        (tmp_path / folder).mkdir()
+    files = {
+        "raw/r.jsonl": {"prompt": "q", "completion": "a", "rating": 1},
+        "raw/p.jsonl": {"chosen": "x", "rejected": "y"},
+        "raw/odd.jsonl": {"x": 1},
+        "model/config.json": {},
+        "gguf/model.gguf": {},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content) + "\n")
+    return tmp_path
+
+
+def check(spec, capfd) -> tuple[int, list[str]]:
+    """The exit code of `check` and what it says, a problem a line."""
+    path = spec if isinstance(spec, str) and "\n" not in spec and spec else "demo.yaml"
+    if path == "demo.yaml":
+        with open(path, "wb") as file:
+            file.write(spec if isinstance(spec, bytes) else spec.encode())
+    code = run_command(["check", path])
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    return code, said.splitlines()
+
+
+def test_the_specs_that_the_mistakes_are_made_in_are_fine(place, capfd):
+    assert check(BASE, capfd) == (0, [])
+    assert check(SCORED, capfd) == (0, [])
+
+
+@pytest.mark.parametrize(("spec", "line", "message"), WRONG)
+def test_a_mistake_is_named_in_its_line(spec, line, message, place, capfd):
+    code, said = check(spec, capfd)
+    assert code == 1
+    where = r"demo\.yaml: " if line is None else rf"demo\.yaml:{line}: "
+    assert any(re.match(where, one) and message in one for one in said), "\n".join(said)
+    assert all(one.startswith("demo.yaml:") for one in said[:-1]), "each problem takes one line"
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_file(place, capfd):
+    spec = BASE.replace("about: x", "abuot: x").replace("[1, 5]", "[5, 1]").replace("test: 0.2", "test: 2")
+    code, said = check(spec, capfd)
+    assert code == 1
+    assert [one.split(":")[1] for one in said[:-1]] == ["3", "8", "9"]
+    assert said[-1] == "3 problems"
+
+
+def test_problems_of_data_expressions_and_rules_are_told_at_once_too(place, capfd):
+    spec = SCORED.replace("raw/r.jsonl", "raw/no.jsonl").replace("turns = 1", "turn = 1").replace("rule: dpo", "rule: dp")
+    code, said = check(spec, capfd)
+    assert code == 1
+    assert [one.split(":")[1] for one in said[:-1]] == ["5", "7", "15"]
+
+
+def test_problems_of_all_specs_of_a_folder_are_told_at_once(place, capfd):
+    (place / "all").mkdir()
+    (place / "all" / "a.yaml").write_text(BASE.replace("about", "abuot"))
+    (place / "all" / "b.yaml").write_text(BASE.replace("name: demo", "name: 7"))
+    code, said = check("all", capfd)
+    assert code == 1
+    assert [one.split(": ")[0] for one in said[:-1]] == ["all/a.yaml:3", "all/b.yaml:2"]
+
+
+def test_two_specs_of_one_name_are_refused(place, capfd):
+    (place / "all").mkdir()
+    for name in "ab":
+        (place / "all" / f"{name}.yaml").write_text(BASE)
+    code, said = check("all", capfd)
+    assert code == 1
+    assert said[0] == "all/b.yaml:2: name: 'demo' is the name of all/a.yaml too; give each spec its own"
+
+
+def test_specs_that_start_from_each_others_runs_are_refused(place, capfd):
+    (place / "all").mkdir()
+    for name, other in (("one", "two"), ("two", "one")):
+        spec = SCORED.replace("name: demo", f"name: {name}").replace("{model: model}", f"{{model: {{run: {other}}}}}")
+        (place / "all" / f"{name}.yaml").write_text(spec)
+    code, said = check("all", capfd)
+    assert code == 1
+    assert "the specs one, two start from each other's runs in a circle" in said[0]
+
+
+@pytest.mark.parametrize("place_name", ["nowhere", "empty"])
+def test_a_place_without_specs_is_an_error(place_name, place, capfd):
+    (place / "empty").mkdir()
+    code, said = check(place_name, capfd)
+    assert code == 1
+    assert said[0] in ("nowhere: no such file or folder", "empty: no *.yaml in this folder")
+
+
+def test_a_problem_names_its_parts_as_json(place, capfd):
+    (place / "demo.yaml").write_text(BASE.replace("about", "abuot"))
+    assert run_command(["check", "demo.yaml", "--json"]) == 1
+    (problem,) = json.loads(capfd.readouterr().out)["problems"]
+    assert problem == {"file": "demo.yaml", "line": 3, "path": "abuot", "what": "unknown key; did you mean 'about'?"}
+
+
+def test_a_check_reads_no_data(place, capfd, monkeypatch):
+    from rlhf_data.sources import readers
+
+    monkeypatch.setattr(readers, "read_dataset", None)
+    rows = [json.dumps({"prompt": "q", "completion": "a", "rating": 1})] * readers.PEEKED
+    (place / "raw" / "r.jsonl").write_text("\n".join([*rows, "{broken far down"]) + "\n")
+    assert check(BASE, capfd) == (0, [])
+    assert not (place / ".rlhf").exists()
+
+
+@pytest.mark.parametrize("override", ["train.beta=[", "rate.scale.lowest=1", "seed=x", "nonsense=1"])
+def test_an_override_that_cannot_be_is_an_error_without_traceback(override, place, capfd):
+    (place / "demo.yaml").write_text(SCORED)
+    assert run_command(["check", "demo.yaml", "--set", override]) == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_merge_key_is_yaml_too(place, capfd):
+    merged = "&a {path: raw/r.jsonl}\n  b: {<<: *a, category: c}"
+    assert check(BASE.replace("{path: raw/r.jsonl}", merged), capfd) == (0, [])
