@@ -44,12 +44,12 @@ def run_step(step: str, planned: dict[str, Planned], workspace: str) -> State[st
     """Run one step of a plan, if its result is not in the workspace; the folder of its result."""
     this, space = planned[step], Workspace(Path(workspace))
     if not this.cached:
-        get_run_logger().info("runs: %s", this.why)
+        get_run_logger().info("why: %s", this.why)
     counts = engine.run_step(this, list(planned.values()), space)
     said = "; ".join(f"{count.rows_in:,} {count.unit} → {count.out:,}" for count in counts)
     return Completed(
         name="Cached" if this.cached else "Completed",
-        message=f"cached: {said}" if this.cached else said,
+        message=said or None,
         data=str(space.step(this.fingerprint)),
     )
 

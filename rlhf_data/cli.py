@@ -177,8 +177,8 @@ def run(
         if one.train is not None:
             folder = engine.train(one, space, limit=limit)
             result |= {"run": str(folder), "model": str(folder / "model")}
-            result["evaluation"] = engine.evaluate(one, space, folder, limit=limit)
             result["run_report"] = str(folder / "report.html")
+            result["evaluation"] = engine.evaluate(one, space, folder, limit=limit)
         results.append(result)
     _print(results, as_json)
 
@@ -451,7 +451,7 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
             print(f"  policy      {result['model']}")
         if "run_report" in result:
             print(f"  run report  {result['run_report']}")
-        if "evaluation" in result:
+        if result.get("evaluation"):
             from rlhf_data.report.evaluation import text_lines
 
             for line in text_lines(result["evaluation"]):

@@ -98,6 +98,8 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     arguments = train_arguments(spec, workspace)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace)
     fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    if not (run / "report.html").is_file():
+        _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
     return run
 
@@ -146,35 +148,43 @@ def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None)
 
 def evaluate(
     spec: Spec, workspace: Workspace, run: Path, *, limit: int | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """Held-out figures before and after a run, written to its evaluation.json and report.html."""
-    from rlhf_data.report import run_page
-    from rlhf_data.training import evaluate as measure
+) -> dict[str, Any] | None:
+    """Held-out figures before and after a run, written to its evaluation.json and report.html.
 
-    assert spec.train is not None
-    data = current_snapshot(spec, workspace, limit)
-    settings = spec.evaluate.model_dump() if spec.evaluate else {}
-    manifest = json.loads((run / "manifest.json").read_text())
-    arguments = train_arguments(spec, workspace)
-    tokens = {key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")}
+    Returns:
+        What `training.compare` gives; None where the spec does not ask for it.
+    """
+    if spec.evaluate is None or spec.train is None:
+        return None
+    from rlhf_data.training import compare
+
+    settings = spec.evaluate.model_dump()
     done = run / "evaluation.json"
-    if done.is_file() and json.loads(done.read_text())["settings"] == settings:
-        return json.loads(done.read_text())
-    result = measure(
-        data.path,
-        before=resolve_model(spec.train.model, workspace),
+    if done.is_file() and (result := json.loads(done.read_text()))["settings"] == settings:
+        return result
+    arguments = train_arguments(spec, workspace)
+    result = compare(
+        current_snapshot(spec, workspace, limit).path,
+        before=arguments["model"],
         after={"path": str(run / "model")},
         **settings,
-        **tokens,
+        **{key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")},
         seed=spec.seed,
         cache=workspace.root,
         progress=progress,
     )
     result["settings"] = settings
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files.write_text(run / "report.html", run_page(manifest, metrics, result, result.get("samples")))
+    _report_run(spec, run, result)
     files.write_text(done, json.dumps(result, indent=2, ensure_ascii=False))
     return result
+
+
+def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:
+    from rlhf_data.report import run_page
+
+    manifest = {"name": spec.name, "about": spec.about, **json.loads((run / "manifest.json").read_text())}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    files.write_text(run / "report.html", run_page(manifest, metrics, evaluation, (evaluation or {}).get("samples")))
 
 
 def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -> Callable[..., list[Count]]:

@@ -1,6 +1,8 @@
 """The step `score`: reference log-probs join the rows; a scorer is handed in, this module knows no model."""
 
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,34 +34,49 @@ def attach(
         partners: score each row's prompt with a mismatched completion too (unpaired only).
         seed: of the choice of partners.
     """
-    rows = tables.read(inputs["weigh"] / "rows.parquet", f"{table}_rows")
-    completions = tables.read(inputs["text"] / "completions.parquet", "completions").select(
-        "completion_id", "completion"
-    )
-    prompts = tables.read(inputs["text"] / "prompts.parquet", "prompts").select("prompt_id", "prompt")
-    if table == "unpaired" and partners:
-        rows = rows.with_columns(mismatched(rows, seed).alias("mismatched_id"))
-    wanted = pl.concat(
-        rows.select("prompt_id", completion_id=side).drop_nulls() for side in _sides(table, partners)
-    ).unique(maintain_order=True)
-    texts = wanted.join(completions, on="completion_id", maintain_order="left").join(
-        prompts, on="prompt_id", maintain_order="left"
+    text = inputs["text"]
+    prompts = tables.read(text / "prompts.parquet", "prompts").select("prompt_id", "prompt")
+    texts = tables.read(text / "completions.parquet", "completions").select("completion_id", "completion")
+    rows = kept = tables.read(inputs["weigh"] / "rows.parquet", f"{table}_rows")
+    refused: list[Refusal] = []
+    while True:
+        if partners:
+            kept = kept.with_columns(mismatched(kept, seed).alias("mismatched_id"))
+        recipe, scores = _score(kept, _sides(table, partners), texts, prompts, scorer, out)
+        scored = _join_pairs(kept, scores) if table == "paired" else _join_answers(kept, scores)
+        kept, refused_now = _refuse(scored)
+        refused += refused_now
+        if not (partners and refused_now):
+            break  # otherwise a refused row may be another one's partner: choose again among those that are left
+    tables.write(kept, out / "rows.parquet", f"{table}_rows")
+    tables.write(refusals(refused, "score"), out / "quarantine.parquet", "quarantine")
+    (out / "score.json").write_text(json.dumps(recipe, indent=2))
+    codes = Counter[str]()
+    for refusal in refused:
+        codes[refusal.code] += refusal.rows.height
+    return [Count("score", "rows", rows.height, kept.height, quarantined=dict(codes))]
+
+
+def _score(
+    rows: pl.DataFrame, sides: list[str], texts: pl.DataFrame, prompts: pl.DataFrame, scorer: Scorer, out: Path
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """The recipe, and a score for each prompt and completion that the rows name; `asked_id` is the name."""
+    wanted = pl.concat(rows.select("prompt_id", completion_id=side).drop_nulls() for side in sides)
+    named = (
+        wanted.unique(maintain_order=True)
+        .join(texts, on="completion_id", maintain_order="left")
+        .join(prompts, on="prompt_id", maintain_order="left")
     )
     # A partner's text under this prompt is a completion of its own: it has its own id.
-    requests = texts.with_columns(
-        ids.completion_ids(texts["prompt_id"], texts["completion"]), asked_id=pl.col("completion_id")
-    )
-    requests.select("completion_id", "prompt", "completion").write_parquet(out / "requests.parquet")
-    recipe = scorer(out / "requests.parquet", out / "scores.parquet")
-    (out / "score.json").write_text(json.dumps(recipe, indent=2))
-    scores = requests.select("prompt_id", "completion_id", "asked_id").join(
-        pl.read_parquet(out / "scores.parquet"), on="completion_id", how="left", maintain_order="left"
-    )
-    scored = _join_pairs(rows, scores) if table == "paired" else _join_answers(rows, scores)
-    kept, refused = _refuse(scored, table)
-    tables.write(kept.drop("_refused", "_equal"), out / "rows.parquet", f"{table}_rows")
-    tables.write(refusals(refused, "score"), out / "quarantine.parquet", "quarantine")
-    return [Count("score", "rows", rows.height, kept.height, quarantined={r.code: r.rows.height for r in refused})]
+    asked = pl.col("completion_id")
+    requests = named.with_columns(ids.completion_ids(named["prompt_id"], named["completion"]), asked_id=asked)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        asking, answered = Path(folder) / "requests.parquet", Path(folder) / "scores.parquet"
+        requests.select("completion_id", "prompt", "completion").write_parquet(asking)
+        recipe = scorer(asking, answered)
+        scores = pl.read_parquet(answered)
+    keys = requests.select("prompt_id", "completion_id", "asked_id")
+    return recipe, keys.join(scores, on="completion_id", how="left", maintain_order="left")
 
 
 def _sides(table: str, partners: bool) -> list[str]:
@@ -114,7 +131,7 @@ def _join_answers(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _refuse(scored: pl.DataFrame, table: str) -> tuple[pl.DataFrame, list[Refusal]]:
+def _refuse(scored: pl.DataFrame) -> tuple[pl.DataFrame, list[Refusal]]:
     equal = pl.col("_equal").fill_null(False) & pl.col("_refused").is_null()
     refused = [
         Refusal(code, scored.filter(pl.col("_refused") == code), "the tokenizer or its template cannot take this text")
@@ -122,4 +139,5 @@ def _refuse(scored: pl.DataFrame, table: str) -> tuple[pl.DataFrame, list[Refusa
     ]
     if (same := scored.filter(equal)).height:
         refused.append(Refusal(EQUAL, same, "both answers have the same tokens at this max_length"))
-    return scored.filter(pl.col("_refused").is_null() & ~equal), refused
+    kept = scored.filter(pl.col("_refused").is_null() & ~equal)
+    return kept.drop("_refused", "_equal"), refused

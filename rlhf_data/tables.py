@@ -70,13 +70,17 @@ def parse_contract(text: str, name: str) -> "DataFrameSchema":
     where = f"schemas/{name}.yaml"
     try:
         schema = polars_io.from_yaml(text)
-    except (AttributeError, TypeError) as error:  # a check that is not registered
+    except (AttributeError, TypeError, ValueError) as error:  # a check that is not registered, or lacks its bounds
         raise ValueError(f"{where}: {error}") from None
     written = _yaml().load(text)
     understood = polars_io.serialize_schema(schema, minimal=False)
     checks = written.pop("checks", {})
-    if list(checks) != [check["options"]["check_name"] for check in understood["checks"] or []]:
-        raise ValueError(f"{where}: pandera did not take all of the checks {', '.join(checks)}")
+    taken = {
+        check["options"]["check_name"]: {key: value for key, value in check.items() if key != "options"}
+        for check in understood["checks"] or []
+    }
+    if taken != checks:
+        raise ValueError(f"{where}: pandera did not take all of the checks: {checks} became {taken}")
     _refuse_ignored(written, understood, where)
     return schema
 
@@ -98,15 +102,18 @@ def conform(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """`frame` with the contract's columns in the contract's order; absent ones that may be null are null.
 
     Raises:
-        ContractError: a column that may not be null is absent.
+        ContractError: a column that may not be null is absent, or a value cannot be of its column's type.
     """
     schema, types = contract(name), columns(name)
     absent = [c for c, column in schema.columns.items() if c not in frame.columns and not column.nullable]
     if absent:
         raise ContractError(f"{name}: no column {', '.join(absent)}; the frame has {', '.join(frame.columns)}")
-    return frame.select(
-        (pl.col(c).cast(t) if c in frame.columns else pl.lit(None, dtype=t)).alias(c) for c, t in types.items()
-    )
+    try:
+        return frame.select(
+            (pl.col(c).cast(t) if c in frame.columns else pl.lit(None, dtype=t)).alias(c) for c, t in types.items()
+        )
+    except pl.exceptions.PolarsError as error:
+        raise ContractError(f"{name}: {str(error).splitlines()[0]}") from None
 
 
 def validate(frame: pl.DataFrame | pl.LazyFrame, name: str, *, unique: bool = True) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import ids
 
@@ -39,11 +40,15 @@ def test_a_boundary_between_messages_is_part_of_the_id():
     assert ids.prompt_ids(prompts(*shifted)).n_unique() == len(shifted)
 
 
-def test_ids_are_those_of_the_first_release():
-    # Golden values: a change of any of these breaks every published snapshot and every score that was paid for.
+def test_ids_are_hashes_of_canonical_bytes_and_stay_what_they_are():
     (prompt,) = ids.prompt_ids(prompts(user("héllo")))
-    assert prompt == "d3a3e6a0e4d3b7a8" or len(prompt) == 32
-    GOLDEN
+    (completion,) = ids.completion_ids(pl.Series([prompt]), pl.Series([""]))
+    assert prompt == xxh3_128_hexdigest("user:6:héllo".encode())
+    assert completion == xxh3_128_hexdigest(f"{prompt}:".encode())
+    # Written down: another value breaks every published snapshot, every split and every score that was paid for.
+    assert (prompt, completion) == ("aede6c7a6c06460b227a64ec7cbca0ee", "6464b310eac695385b22b3cfadbbda2d")
+    assert ids.keyed_hash(pl.Series([completion]), "split")[0] == 18083706105638606300
+    assert ids.split_keys(prompts(user("héllo")))[0] == "5c04d7f26e6ecfce2ad2fc5553253f9c"
 
 
 def test_an_id_is_null_only_of_null():

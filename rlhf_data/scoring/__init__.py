@@ -1,5 +1,17 @@
 """Reference log-probs, computed once and looked up ever after."""
 
-from rlhf_data.scoring.score import score
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_data.scoring.scorer import score
 
 __all__ = ["score"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use: a plan needs `scoring.identity`, and no torch.
+    if name != "score":
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    from rlhf_data.scoring.scorer import score
+
+    return score

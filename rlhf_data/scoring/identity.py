@@ -1,4 +1,4 @@
-"""What a model is, without loading it: where its files lie, and a digest of them. Needs neither torch nor transformers."""
+"""What a model is, without loading it: where its files lie, and a digest of them. Needs no torch."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,15 @@ from rlhf_data import files
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja", "spiece*")
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.jinja",
+    "*.model",
+)
 
 
 def content_hash(reference: dict[str, Any], cache: Path) -> str:
@@ -43,7 +51,7 @@ def find(reference: dict[str, Any]) -> Path:
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(str(reference["path"])):
-        raise ValueError(f"no model folder at {reference['path']}: name a folder with config.json, or a hub id org/name")
+        raise ValueError(f"no model folder at {reference['path']}: name a folder, or a hub id org/name")
     return _from_hub(str(reference["path"]), reference.get("revision"))
 
 

@@ -44,7 +44,7 @@ def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout)
     again in the backward pass, not kept.
     """
     batch = (_pack if layout == "packed" else _pad)(groups, model.device)
-    with _attention(model, _ATTENTION if layout == "packed" else model.config._attn_implementation):
+    with _attention(model, _ATTENTION if layout == "packed" else None):
         body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
     hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
     logps = iter(torch.split(_target_logps(model, hidden, batch.targets), batch.lengths))
@@ -227,9 +227,10 @@ AttentionInterface.register(_ATTENTION, _attend_groups)
 
 
 @contextmanager
-def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """Another attention function for a while; None keeps the model's own."""
     own = model.config._attn_implementation
-    if own == name:
+    if own is None or name is None:
         yield
         return
     model.set_attn_implementation(name)

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_hexdigest
 
-from rlhf_data.scoring.models import write_text
+from rlhf_data.files import whole_file, write_text
 
 _SHARD = pa.schema(
     {"key": pa.string(), "token_logps": pa.list_(pa.float32()), "logps": pa.float64(), "n_tokens": pa.int32()}
@@ -118,18 +118,13 @@ def digest(recipe: dict[str, Any]) -> str:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a whole Parquet file or none."""
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
+    with whole_file(path) as beside:
         pq.write_table(table, beside, compression="zstd", compression_level=1)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _recipe_folder(parent: Path, recipe: dict[str, Any]) -> Path:
     folder = parent / digest(recipe)
     if not (folder / "recipe.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True))
     return folder
 

@@ -1,7 +1,7 @@
 """Training with any rule from a snapshot, sampling from what was trained, and judging it."""
 
-from rlhf_data.training.evaluate import preference_accuracy, verified_reward
+from rlhf_data.training.evaluate import compare
 from rlhf_data.training.generate import generate
 from rlhf_data.training.loop import train
 
-__all__ = ["generate", "preference_accuracy", "train", "verified_reward"]
+__all__ = ["compare", "generate", "train"]

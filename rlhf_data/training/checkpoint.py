@@ -1,13 +1,12 @@
 """Checkpoints from which a killed run goes on as if nothing had happened."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_data.scoring.models import write_folder
+from rlhf_data.files import whole_folder
 
 _KEPT = 2
 
@@ -24,7 +23,8 @@ def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }
-    write_folder(folder / f"step-{step}", partial(_write, state))
+    with whole_folder(folder / f"step-{step}") as beside:
+        torch.save(state, beside / "state.pt")
     for old in _steps(folder)[:-_KEPT]:
         shutil.rmtree(folder / f"step-{old}")
 
@@ -43,10 +43,6 @@ def restore(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimiz
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     return state["step"]
-
-
-def _write(state: dict, folder: Path) -> None:
-    torch.save(state, folder / "state.pt")
 
 
 def _steps(folder: Path) -> list[int]:

@@ -1,12 +1,13 @@
-"""Judging a policy: on held-out preferences, and by a verifier on what it writes."""
+"""Judging a policy beside the one it started from: on held-out preferences, and by a verifier on what it writes."""
 
 import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import Message, prompt_limit
@@ -19,145 +20,178 @@ from rlhf_data.training.step import Policy, sequence_logps
 Verifier = Callable[[list[Message], str], float]
 _REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 _RESAMPLES = 2000
-_Z95 = 1.959964
+_SHOWN = 12  # samples kept for the report
 
 
-def preference_accuracy(
-    model: dict[str, Any],
+class Margins(NamedTuple):
+    """What a model thinks of pairs, each (n,).
+
+    Attributes:
+        margin: log π(chosen) − log π(rejected), nats.
+        log_ratio_margin: the same minus the stored reference's; None where the snapshot is not scored.
+        groups: of each pair, for a line each.
+    """
+
+    margin: np.ndarray
+    log_ratio_margin: np.ndarray | None
+    groups: list[str | None]
+
+
+class Answers(NamedTuple):
+    """What a model writes: texts per prompt, and the mean reward of each prompt's, (n,)."""
+
+    texts: list[list[str]]
+    rewards: np.ndarray
+
+
+def compare(
     snapshot: Path,
-    split: str = "test",
     *,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    by: str | None = "category",
+    split: str = "test",
+    verifier: str | None = None,
+    samples: int = 1,
+    prompts: int | None = None,
+    temperature: float = 0.0,
+    max_new_tokens: int = 128,
     template: str = "chat",
     max_length: int = 1024,
     max_prompt_length: int | None = None,
     dtype: str = "auto",
-    device: str = "auto",
     token_budget: int | None = None,
-    cache: Path,
-) -> dict[str, Any]:
-    """How often the policy ranks a held-out pair as its readers did; a tie counts one half.
-
-    Args:
-        model: reference of the policy.
-        snapshot: a paired snapshot; where it has reference log-probs, implicit rewards are compared too.
-        split: which part of it.
-        template: see `encode`; as in training, and so are the lengths and dtype.
-        max_length: see `encode`.
-        max_prompt_length: see `encode`.
-        dtype: see `models.load`.
-        device: see `models.load`.
-        token_budget: most tokens of a forward.
-        cache: folder for digests and dequantised models.
-
-    Returns:
-        {"overall", "by_category": {name: …}, "dropped"}; each part has n, and as {"value", "low", "high"} with a 95 %
-        Wilson interval `likelier` (share of pairs where log π(chosen) > log π(rejected)) and `reward` (share where the
-        log-ratio margin is > 0; None without references).
-
-    Raises:
-        ValueError: not a paired snapshot, no such split, or references of other tokens.
-    """
-    table = read_split(snapshot, split)
-    limit = prompt_limit(max_length, max_prompt_length)
-    encoding = {"template": template, "max_length": max_length, "max_prompt_length": limit}
-    scored = all(name in table.column_names and not table[name].null_count for name in _REFERENCES)
-    if scored:
-        check_encoding(manifest_of(snapshot).get("score"), encoding)
-    net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
-    filled = _REFERENCES if scored else ()
-    rows = read_rows(table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", **encoding)
-    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
-    logps = sequence_logps(policy, rows.groups).cpu().numpy()
-    margins = {"likelier": logps[:, 0] - logps[:, 1]}
-    if scored:
-        stored = np.asarray(rows.columns["ref_chosen_logps"]) - np.asarray(rows.columns["ref_rejected_logps"])
-        margins["reward"] = margins["likelier"] - stored
-    categories = rows.columns["category"]
-    names = sorted({name for name in categories if name is not None})
-    return {
-        "overall": _shares(margins, np.ones(len(rows), dtype=bool)),
-        "by_category": {name: _shares(margins, np.asarray([c == name for c in categories])) for name in names},
-        "dropped": rows.dropped,
-    }
-
-
-def verified_reward(
-    model: dict[str, Any],
-    prompts: Sequence[list[Message]],
-    verifier: str | Verifier,
-    *,
-    categories: Sequence[str | None] | None = None,
-    baseline: Sequence[float] | None = None,
-    template: str = "chat",
-    n: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 256,
-    max_prompt_length: int = 768,
-    batch_size: int = 16,
     seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
     cache: Path,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """What a verifier thinks of what the policy writes.
+    """Measure two models on the held-out rows of a snapshot.
 
     Args:
-        model: reference of the policy.
-        prompts: messages, one list a prompt.
-        verifier: a function (messages, completion) → reward, or its name "module:function".
-        categories: of the prompts, for a part each.
-        baseline: another policy's `rewards` for the same prompts, to compare with prompt by prompt.
-        template: see `generate`, and so are the following.
-        n: completions a prompt; their mean reward counts.
-        temperature: 0 takes the likeliest token.
-        max_new_tokens: most tokens of a completion.
-        max_prompt_length: most tokens of a prompt.
-        batch_size: sequences of a batch.
-        seed: of sampling and resampling.
+        snapshot: folder of a published snapshot.
+        before: reference of the model that training started from.
+        after: reference of the trained model.
+        by: the column to group by, "category" or "source"; None for no groups.
+        split: which rows are held out.
+        verifier: "module:function" of (messages, answer) → reward; None to generate nothing.
+        samples: answers per prompt.
+        prompts: at most so many prompts, the first by id.
+        temperature: of the sampling; 0 takes the likeliest token.
+        max_new_tokens: of an answer.
+        template: see `encode`, and so are the lengths.
+        max_length: see `encode`.
+        max_prompt_length: see `encode`.
         dtype: see `models.load`.
-        device: see `models.load`.
+        token_budget: most tokens of a forward.
+        seed: of sampling and of resampling.
         cache: folder for digests and dequantised models.
-        progress: whether a bar on stderr counts batches.
+        progress: whether bars are shown.
 
     Returns:
-        {"overall", "by_category": {name: …}, "rewards", "completions"}; each part has n (prompts) and `reward`, and
-        with a baseline `difference`, as {"value", "low", "high"}: means with 95 % intervals over resampled prompts.
+        {"split", "by", "measures", "samples"}. A measure is {"name", "about", "share", "lines"}, a line {"group" (None
+        for all), "n", "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 %
+        bootstrap interval, that of the difference over paired differences.
 
     Raises:
-        ValueError: no such verifier, a reward that is no number, or lists of unequal lengths.
+        ValueError: no such split or verifier.
     """
-    for name, given in (("categories", categories), ("baseline", baseline)):
-        if given is not None and len(given) != len(prompts):
-            raise ValueError(f"{name} has {len(given)} entries for {len(prompts)} prompts")
-    rate = find_verifier(verifier) if isinstance(verifier, str) else verifier
-    net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
-    completions = generate(
-        net,
-        tokenizer,
-        prompts,
-        template=template,
-        n=n,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        max_prompt_length=max_prompt_length,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
-    rewards = np.asarray([_rated(rate, prompt, texts) for prompt, texts in zip(prompts, completions, strict=True)])
-    values = {"reward": rewards}
-    if baseline is not None:
-        values["difference"] = rewards - np.asarray(baseline, dtype=float)
-    names = sorted({name for name in categories or () if name is not None})
-    return {
-        "overall": _means(values, np.ones(len(prompts), dtype=bool), seed),
-        "by_category": {
-            name: _means(values, np.asarray([c == name for c in categories or ()]), seed) for name in names
-        },
-        "rewards": rewards.tolist(),
-        "completions": completions,
+    table = read_split(snapshot, split)
+    tokens = {
+        "template": template,
+        "max_length": max_length,
+        "max_prompt_length": prompt_limit(max_length, max_prompt_length),
     }
+    measures, shown = [], []
+    if "chosen" in table.column_names:
+        recipe = manifest_of(snapshot).get("score")
+        numeric = {"dtype": dtype, "token_budget": token_budget, "cache": cache}
+        sides = [pair_margins(model, table, by=by, recipe=recipe, **tokens, **numeric) for model in (before, after)]
+        measures += _pair_measures(sides[0], sides[1], seed)
+    if verifier is not None:
+        rate = find_verifier(verifier)
+        asked = _distinct(table, by, prompts)
+        settings = {"n": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+        settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "dtype": dtype}
+        answers = [
+            answer(model, [row["prompt"] for row in asked], rate, **settings, cache=cache, progress=progress)
+            for model in (before, after)
+        ]
+        about = f"mean of {verifier} over {samples} answers to each held-out prompt"
+        lines = _lines(answers[0].rewards, answers[1].rewards, [row[by] for row in asked] if by else [], seed)
+        measures.append({"name": "verifier reward", "about": about, "share": False, "lines": lines})
+        shown = [_sample(row, rate, *(side.texts[k][0] for side in answers)) for k, row in enumerate(asked[:_SHOWN])]
+    return {"split": split, "by": by, "measures": measures, "samples": shown}
+
+
+def pair_margins(
+    model: dict[str, Any],
+    table: pa.Table,
+    *,
+    by: str | None,
+    recipe: dict[str, Any] | None,
+    template: str,
+    max_length: int,
+    max_prompt_length: int | None,
+    dtype: str,
+    token_budget: int | None,
+    cache: Path,
+) -> Margins:
+    """A model's log-prob margins of held-out pairs.
+
+    Args:
+        model: its reference.
+        table: rows of a paired snapshot.
+        by: a column to group by.
+        recipe: how the snapshot was scored; None where it was not.
+        template: see `encode`, and so are the lengths.
+        max_length: see `encode`.
+        max_prompt_length: see `encode`.
+        dtype: see `models.load`.
+        token_budget: most tokens of a forward.
+        cache: folder for digests and dequantised models.
+
+    Raises:
+        ValueError: the stored references are of other tokens.
+    """
+    encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
+    if recipe is not None:
+        check_encoding(recipe, encoding)
+    filled = _REFERENCES if recipe is not None else ()
+    net, tokenizer = models.load(model, dtype=dtype, device="auto", cache=cache)
+    rows = read_rows(table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", **encoding)
+    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
+    logps = sequence_logps(policy, rows.groups).cpu().numpy()
+    margin = logps[:, 0] - logps[:, 1]
+    stored = [np.asarray(rows.columns[name]) for name in filled]
+    return Margins(margin, margin - (stored[0] - stored[1]) if stored else None, rows.columns[by] if by else [])
+
+
+def answer(
+    model: dict[str, Any],
+    prompts: Sequence[list[Message]],
+    rate: Verifier,
+    *,
+    dtype: str,
+    cache: Path,
+    **sampling: Any,
+) -> Answers:
+    """What a model writes to each prompt, and what a verifier thinks of it.
+
+    Args:
+        model: its reference.
+        prompts: messages, one list a prompt.
+        rate: (messages, completion) → reward.
+        dtype: see `models.load`.
+        cache: folder for digests and dequantised models.
+        sampling: see `generate`.
+
+    Raises:
+        ValueError: a reward that is no number.
+    """
+    net, tokenizer = models.load(model, dtype=dtype, device="auto", cache=cache)
+    texts = generate(net, tokenizer, prompts, **sampling)
+    rewards = [_rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)]
+    return Answers(texts, np.asarray(rewards))
 
 
 def find_verifier(name: str) -> Verifier:
@@ -179,18 +213,6 @@ def find_verifier(name: str) -> Verifier:
     return cast("Verifier", found)
 
 
-def wilson(hits: float, n: int) -> dict[str, float]:
-    """A share with its 95 % interval after Wilson (1927), which stays inside [0, 1].
-
-    >>> {name: round(value, 3) for name, value in wilson(8, 10).items()}
-    {'value': 0.8, 'low': 0.49, 'high': 0.943}
-    """
-    share = hits / n
-    centre = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
-    half = _Z95 / (1 + _Z95**2 / n) * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
-    return {"value": share, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}
-
-
 def bootstrap(values: np.ndarray, seed: int) -> dict[str, float]:
     """A mean with its 95 % percentile interval over 2,000 resamples; no wider than a point where n is 1."""
     rng = np.random.default_rng(seed)
@@ -199,16 +221,45 @@ def bootstrap(values: np.ndarray, seed: int) -> dict[str, float]:
     return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def _shares(margins: dict[str, np.ndarray], member: np.ndarray) -> dict[str, Any]:
-    shares: dict[str, Any] = {"n": int(member.sum()), "reward": None}
-    for name, margin in margins.items():
-        inside = margin[member]
-        shares[name] = wilson(float((inside > 0).sum() + (inside == 0).sum() / 2), len(inside))
-    return shares
+def _pair_measures(before: Margins, after: Margins, seed: int) -> list[dict[str, Any]]:
+    about = "share of held-out pairs whose chosen answer the policy finds likelier; a tie counts one half"
+    lines = _lines(_hits(before.margin), _hits(after.margin), after.groups, seed)
+    measures = [{"name": "preference accuracy", "about": about, "share": True, "lines": lines}]
+    if after.log_ratio_margin is not None:
+        about = "share of held-out pairs whose chosen answer gained more on the reference than the rejected one"
+        hits = _hits(after.log_ratio_margin)
+        # The reference has gained nothing on itself: there is no figure before.
+        lines = [{**line, "before": None, "difference": None} for line in _lines(hits, hits, after.groups, seed)]
+        measures.append({"name": "implicit reward accuracy", "about": about, "share": True, "lines": lines})
+    return measures
 
 
-def _means(values: dict[str, np.ndarray], member: np.ndarray, seed: int) -> dict[str, Any]:
-    return {"n": int(member.sum())} | {name: bootstrap(value[member], seed) for name, value in values.items()}
+def _hits(margin: np.ndarray) -> np.ndarray:
+    return (margin > 0) + 0.5 * (margin == 0)
+
+
+def _lines(before: np.ndarray, after: np.ndarray, groups: Sequence[str | None], seed: int) -> list[dict[str, Any]]:
+    everyone = _line(None, before, after, seed)
+    names = sorted({name for name in groups if name is not None})
+    members = {name: np.asarray([group == name for group in groups]) for name in names}
+    return [everyone, *(_line(name, before[m], after[m], seed) for name, m in members.items())]
+
+
+def _line(group: str | None, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any]:
+    sides = {"before": before, "after": after, "difference": after - before}
+    return {"group": group, "n": len(after)} | {name: bootstrap(values, seed) for name, values in sides.items()}
+
+
+def _distinct(table: pa.Table, by: str | None, most: int | None) -> list[dict[str, Any]]:
+    """One row per prompt, by id."""
+    columns = list(dict.fromkeys(("prompt_id", "prompt", "category", *([by] if by else []))))
+    rows = {row["prompt_id"]: row for row in table.select(columns).to_pylist()}
+    return [rows[key] for key in sorted(rows)][:most]
+
+
+def _sample(row: dict[str, Any], rate: Verifier, before: str, after: str) -> dict[str, Any]:
+    rewards = {"before_reward": rate(row["prompt"], before), "after_reward": rate(row["prompt"], after)}
+    return {"prompt": row["prompt"], "category": row["category"], "before": before, "after": after, **rewards}
 
 
 def _rated(rate: Verifier, prompt: list[Message], texts: Sequence[str]) -> float:

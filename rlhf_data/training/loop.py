@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +12,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_data import rules
+from rlhf_data import files, rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import prompt_limit
+from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import preflight
 from rlhf_data.training import checkpoint, metrics
@@ -107,7 +107,7 @@ def train(
         "rule": rule,
         "parameters": parameters,
         "model": model,
-        "model_hash": models.content_hash(model, cache),
+        "model_hash": content_hash(model, cache),
         **encoding,
         "dtype": models.dtype_name(dtype, device),
         "epochs": epochs,
@@ -271,21 +271,18 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
         if differing := [name for name in now if now[name] != before.get(name)]:
             changes = "; ".join(f"{name}: was {before.get(name)}, is {now[name]}" for name in differing)
             raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): take another folder")
-    models.write_text(said, json.dumps(arguments, indent=2))
+    files.write_text(said, json.dumps(arguments, indent=2))
 
 
 def _finish(
     run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
-    models.write_folder(run / "model", partial(_save, model, tokenizer))
-    manifest |= {"trained_model_hash": models.content_hash({"path": str(run / "model")}, cache)}
-    models.write_text(run / "manifest.json", json.dumps(manifest, indent=2))
+    with files.whole_folder(run / "model") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
+    files.write_text(run / "manifest.json", json.dumps(manifest, indent=2))
     (run / "_SUCCESS").touch()
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return manifest
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

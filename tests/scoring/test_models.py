@@ -1,11 +1,14 @@
 """Models are found by reference, and equal weights have equal hashes."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from rlhf_data.scoring import models
+from rlhf_data import files
+from rlhf_data.scoring import identity, models
 from tests import tiny_model
 
 
@@ -24,32 +27,27 @@ def test_a_model_loads_in_eval_mode_in_the_dtype_of_its_device(folder, tmp_path)
 
 
 def test_a_hash_follows_weights_and_config_wherever_they_lie(folder, tmp_path):
-    here = models.content_hash({"path": str(folder)}, tmp_path)
+    here = identity.content_hash({"path": str(folder)}, tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert models.content_hash({"path": str(copy)}, tmp_path) == here
+    assert identity.content_hash({"path": str(copy)}, tmp_path) == here
     (copy / "config.json").write_text(
         (copy / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 2e-06')
     )
-    assert models.content_hash({"path": str(copy)}, tmp_path) != here
+    assert identity.content_hash({"path": str(copy)}, tmp_path) != here
     other = tiny_model.save(tmp_path / "other", seed=1)
-    assert models.content_hash(other, tmp_path) != here
-    assert models.tokenizer_hash(other, tmp_path) == models.tokenizer_hash({"path": str(folder)}, tmp_path)
+    assert identity.content_hash(other, tmp_path) != here
+    assert identity.tokenizer_hash(other, tmp_path) == identity.tokenizer_hash({"path": str(folder)}, tmp_path)
 
 
 def test_a_file_is_read_once_for_its_hash(folder, tmp_path, monkeypatch):
-    before = models.content_hash({"path": str(folder)}, tmp_path)
-    monkeypatch.setattr(models, "_file_digest", None)
-    assert models.content_hash({"path": str(folder)}, tmp_path) == before
+    before = identity.content_hash({"path": str(folder)}, tmp_path)
+    monkeypatch.setattr(files, "digest", None)
+    assert identity.content_hash({"path": str(folder)}, tmp_path) == before
 
 
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    def fail(folder):
-        (folder / "half").touch()
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        models.write_folder(tmp_path / "out", fail)
-    assert list(tmp_path.iterdir()) == []
+def test_identity_and_the_package_import_without_torch():
+    code = "import sys; import rlhf_data.scoring.identity; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -66,15 +64,15 @@ def test_a_wrong_reference_is_refused_with_what_is_there(reference, message, tmp
     (tmp_path / "a.gguf").touch()
     reference = {name: value.format(folder=tmp_path) for name, value in reference.items()}
     with pytest.raises(ValueError, match=message):
-        models.content_hash(reference, tmp_path)
+        identity.content_hash(reference, tmp_path)
 
 
 def test_a_folder_without_weights_or_tokenizer_says_so(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="no weights"):
-        models.content_hash({"path": str(tmp_path)}, tmp_path / "cache")
+        identity.content_hash({"path": str(tmp_path)}, tmp_path / "cache")
     with pytest.raises(ValueError, match="no tokenizer files"):
-        models.tokenizer_hash({"path": str(tmp_path)}, tmp_path / "cache")
+        identity.tokenizer_hash({"path": str(tmp_path)}, tmp_path / "cache")
 
 
 def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch, tmp_path):
@@ -85,7 +83,7 @@ def test_a_hub_model_that_cannot_be_had_is_named(monkeypatch, tmp_path):
     with pytest.raises(
         ValueError, match=r"the hub gave no model org/name at revision abc .ConnectionError.: no network"
     ):
-        models.find({"path": "org/name", "revision": "abc"})
+        identity.find({"path": "org/name", "revision": "abc"})
 
 
 def test_a_wrong_dtype_is_refused(folder, tmp_path):

@@ -181,7 +181,7 @@ def test_a_killed_scorer_has_lost_one_shard_at_most(reference, tmp_path):
 import sys, time
 from pathlib import Path
 from rlhf_data.scoring import score
-module = sys.modules["rlhf_data.scoring.score"]
+from rlhf_data.scoring import scorer as module
 real = module.token_logps
 module.token_logps = lambda *a: (time.sleep(0.05), real(*a))[1]
 score(Path({str(requests)!r}), Path({str(tmp_path / "killed.parquet")!r}), store=Path({str(tmp_path / "store")!r}),

@@ -6,13 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import encode_prompts
-from rlhf_data.training import generate, preference_accuracy, train, verified_reward
-from rlhf_data.training.evaluate import bootstrap, find_verifier, wilson
+from rlhf_data.training import compare, generate, train
+from rlhf_data.training.evaluate import answer, bootstrap, find_verifier
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, paired_snapshot, pairs, user
 
@@ -39,26 +37,22 @@ def test_training_raises_the_share_of_pairs_ranked_right(folder, reference):
     options = {"max_length": MAX_LENGTH, "cache": folder / "cache"}
     settings = options | {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, "progress": False}
     train(snapshot, folder / "run", rule="dpo", model=reference, **settings)
-    before = preference_accuracy(reference, snapshot, **options)
-    after = preference_accuracy({"path": str(folder / "run" / "model")}, snapshot, **options)
-    assert before["overall"]["reward"]["value"] == pytest.approx(0.5, abs=0.5)
-    assert after["overall"]["reward"]["value"] == 1 and after["overall"]["n"] == 8
-    assert {name: part["n"] for name, part in after["by_category"].items()} == {"bread": 5, "sea": 3}
-    json.dumps(after)
+    after = {"path": str(folder / "run" / "model")}
+    result = compare(snapshot, before=reference, after=after, split="test", **options, progress=False)
+    likelier, implicit = (measure["lines"] for measure in result["measures"])
+    assert [(line["group"], line["n"]) for line in likelier] == [(None, 8), ("bread", 5), ("sea", 3)]
+    assert likelier[0]["difference"]["value"] == likelier[0]["after"]["value"] - likelier[0]["before"]["value"] >= 0
+    assert implicit[0]["after"]["value"] == 1 and implicit[0]["before"] is None
+    json.dumps(result)
     with pytest.raises(ValueError, match="max_length: scored with 64, training with 32"):
-        preference_accuracy(reference, snapshot, **(options | {"max_length": 32}))
+        compare(snapshot, before=reference, after=after, **(options | {"max_length": 32}), progress=False)
 
 
 def test_without_references_only_the_likelier_answer_is_compared(folder, reference):
     snapshot = paired_snapshot(folder / "bare", pairs(), reference, scored=False)
-    overall = preference_accuracy(reference, snapshot, max_length=MAX_LENGTH, cache=folder / "cache")["overall"]
-    assert overall["reward"] is None and 0 <= overall["likelier"]["value"] <= 1
-
-
-@given(n=st.integers(1, 500), share=st.floats(0, 1))
-def test_a_share_lies_in_its_interval_and_that_in_0_to_1(n, share):
-    part = wilson(share * n, n)
-    assert -1e-12 <= part["low"] - 1e-12 <= part["value"] <= part["high"] + 1e-12 <= 1 + 2e-12
+    options = {"max_length": MAX_LENGTH, "cache": folder / "cache", "progress": False}
+    (only,) = compare(snapshot, before=reference, after=reference, by=None, **options)["measures"]
+    assert only["lines"][0]["difference"] == {"value": 0, "low": 0, "high": 0} and len(only["lines"]) == 1
 
 
 def test_the_bootstrap_interval_is_about_two_standard_errors():
@@ -76,28 +70,31 @@ def test_a_verifier_judges_what_the_policy_writes(folder, reference):
         return float(len(completion))
 
     options = {"n": 2, "temperature": 1.0, "max_new_tokens": 6, "cache": folder / "cache", "progress": False}
-    result = verified_reward(reference, PROMPTS, count, categories=["a", None, "a"], **options)
+    written = answer(reference, PROMPTS, count, dtype="auto", **options)
     assert [messages for messages, _ in seen] == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert result["rewards"] == [sum(map(len, texts)) / 2 for texts in result["completions"]]
-    assert result["by_category"]["a"]["n"] == 2
-    again = verified_reward(reference, PROMPTS, count, baseline=result["rewards"], **options)
-    assert again["overall"]["difference"] == {"value": 0, "low": 0, "high": 0}
-    json.dumps(result)
+    assert written.rewards.tolist() == [sum(map(len, texts)) / 2 for texts in written.texts]
+    with pytest.raises(ValueError, match="a reward must be finite"):
+        answer(reference, PROMPTS, lambda messages, text: float("nan"), dtype="auto", **options)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"verifier": "no.such:thing"}, "no verifier no.such:thing"),
-        ({"verifier": "math"}, "module:function"),
-        ({"verifier": lambda messages, text: float("nan")}, "a reward must be finite"),
-        ({"baseline": [1.0]}, "baseline has 1 entries for 3 prompts"),
-    ],
-)
-def test_a_wrong_question_is_refused(change, message, folder, reference):
-    options = {"verifier": "math:fsum", "max_new_tokens": 2, "cache": folder / "cache", "progress": False} | change
-    with pytest.raises(ValueError, match=message):
-        verified_reward(reference, PROMPTS, **options)
+def test_a_verifier_is_a_measure_with_samples_to_look_at(folder, reference):
+    snapshot = paired_snapshot(folder / "verified", pairs(), reference, scored=False)
+    options = {"max_length": MAX_LENGTH, "max_new_tokens": 4, "cache": folder / "cache", "progress": False}
+    verifier = f"{__name__}:length"
+    result = compare(snapshot, before=reference, after=reference, verifier=verifier, prompts=3, **options)
+    reward = result["measures"][-1]
+    assert reward["name"] == "verifier reward" and reward["lines"][0]["n"] == 3 == len(result["samples"])
+    assert all(s["before"] == s["after"] and s["after_reward"] == len(s["after"]) for s in result["samples"])
+
+
+def length(messages, completion):
+    return float(len(completion))
+
+
+@pytest.mark.parametrize("name", ["no.such:thing", "math", "math:pi"])
+def test_a_verifier_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}"):
+        find_verifier(name)
 
 
 def test_a_verifier_is_found_by_name():

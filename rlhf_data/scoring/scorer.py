@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
-from rlhf_data.scoring import models
+from rlhf_data.scoring import identity, models
 from rlhf_data.scoring.encode import encode, prompt_limit, template_text
 from rlhf_data.scoring.logprobs import Group, Layout, default_budget, layout_of, plan, size, token_logps
 from rlhf_data.scoring.memory import preflight
@@ -88,14 +88,14 @@ def score(
     limit = prompt_limit(max_length, max_prompt_length)
     device = models.device_name(device)
     numeric = {
-        "model_hash": models.content_hash(model, cache),
+        "model_hash": identity.content_hash(model, cache),
         "dtype": models.dtype_name(dtype, device),
         "head_dtype": "float32",
     }
-    tokenizer_hash = models.tokenizer_hash(model, cache)
+    tokenizer_digest = identity.tokenizer_hash(model, cache)
     lengths = {"max_length": max_length, "max_prompt_length": limit}
     scores = ScoreStore(store, numeric)
-    index = Index(store, {"tokenizer_hash": tokenizer_hash, "template": template_text(template)} | lengths)
+    index = Index(store, {"tokenizer_hash": tokenizer_digest, "template": template_text(template)} | lengths)
 
     asked = _request_ids(requests)
     found = index.find(asked.unique())
@@ -115,9 +115,9 @@ def score(
     return {
         "model": model,
         **numeric,
-        "tokenizer_hash": tokenizer_hash,
+        "tokenizer_hash": tokenizer_digest,
         "template": template,
-        "template_hash": xxh3_128_hexdigest(f"{tokenizer_hash}:{template_text(template)}".encode()),
+        "template_hash": xxh3_128_hexdigest(f"{tokenizer_digest}:{template_text(template)}".encode()),
         **lengths,
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},

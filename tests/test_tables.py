@@ -1,0 +1,194 @@
+"""Contracts: what is misspelt in one is refused, and no table reaches disk that breaks its own."""
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from rlhf_data import files, tables
+from rlhf_data.ids import MESSAGES
+
+NAMES = [*tables.NAMES, *tables.TEXTS]
+CONTRACT = """schema_type: polars_dataframe
+name: toy
+strict: true
+unique: [id]
+columns:
+  id: {dtype: String, str_length: {min_value: 1}}
+  value: {dtype: Float64, nullable: true, finite: true}
+checks:
+  columns_differ: {left: id, right: id}
+"""
+
+
+def rated(**changes) -> pl.DataFrame:
+    row = {"prompt_id": "p" * 32, "completion_id": "c" * 32, "reward": 1.0, "votes": 1, "source": "s", "raw_ref": ["f#0"]}
+    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "rated")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_are_those_of_the_contract_with_its_types(name):
+    schema = tables.contract(name)
+    assert list(tables.columns(name)) == list(schema.columns)
+    assert {c: str(t) for c, t in tables.columns(name).items()} == {
+        c: str(column.dtype.type) for c, column in schema.columns.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_table_keeps_its_contract(name, tmp_path):
+    tables.write(tables.empty(name), tmp_path / "t.parquet", name)
+    assert tables.read(tmp_path / "t.parquet", name).height == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_float_of_every_contract_must_be_finite(name):
+    checks = {c: [check.name for check in column.checks] for c, column in tables.contract(name).columns.items()}
+    floats = [c for c, dtype in tables.columns(name).items() if dtype == pl.Float64]
+    assert [c for c in floats if "finite" not in checks[c]] == []
+
+
+@pytest.mark.parametrize(("narrow", "whole"), [("paired_rows", "paired"), ("unpaired_rows", "unpaired")])
+def test_a_narrow_table_is_the_published_one_without_its_texts(narrow, whole):
+    texts = tables.TEXTS[narrow]
+    assert tables.columns(narrow) == {c: t for c, t in tables.columns(whole).items() if c not in texts}
+    assert {"prompt_id", "weight", "split", "raw_ref"} < tables.columns(narrow).keys()
+    assert MESSAGES not in tables.columns(narrow).values()
+    assert list(tables.contract(narrow).unique) == list(tables.contract(whole).unique)
+
+
+def test_the_contract_that_the_next_tests_break_is_fine():
+    assert list(tables.parse_contract(CONTRACT, "toy").columns) == ["id", "value"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("strict:", "stricct:"),
+        ("unique:", "uniqe:"),
+        ("nullable:", "nulable:"),
+        ("str_length:", "str_lenght:"),
+        ("min_value:", "minvalue:"),
+        ("finite:", "finit:"),
+        ("columns_differ:", "columns_difer:"),
+        ("dtype: Float64", "dtpe: Float64"),
+        ("left: id", "lft: id"),
+    ],
+)
+def test_a_misspelt_contract_is_refused(right, wrong):
+    assert CONTRACT.count(right) == 1
+    with pytest.raises(ValueError, match=r"schemas/toy\.yaml"):
+        tables.parse_contract(CONTRACT.replace(right, wrong), "toy")
+
+
+def test_no_table_of_that_name_is_an_error_that_names_the_tables():
+    with pytest.raises(ValueError, match="no table named 'piared'; known tables: .*paired"):
+        tables.contract("piared")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_refused_in_a_frame_of_either_kind(value, lazy):
+    frame = rated(reward=value)
+    with pytest.raises(tables.ContractError, match="rated.reward: finite.* fails in 1 rows, first row 0"):
+        tables.validate(frame.lazy() if lazy else frame, "rated")
+
+
+BROKEN = {
+    "a null that may not be": (rated().with_columns(source=pl.lit(None, pl.String)), "source: not_nullable"),
+    "an id that is too short": (rated(completion_id="c"), "completion_id: str_length"),
+    "a reward that is not finite": (rated(reward=float("nan")), "reward: finite"),
+    "a negative deviation": (rated(reward_std=-1.0), "reward_std: greater_than_or_equal_to"),
+    "no vote": (rated(votes=0), "votes: greater_than_or_equal_to"),
+    "one row twice": (pl.concat([rated(), rated()]), "unique"),
+}
+
+
+@pytest.mark.parametrize(("frame", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_table_that_breaks_its_contract_never_reaches_disk(frame, message, tmp_path):
+    with pytest.raises(tables.ContractError, match=message):
+        tables.write(frame, tmp_path / "t.parquet", "rated")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_broken_check_is_told_at_once():
+    with pytest.raises(tables.ContractError) as error:
+        tables.validate(rated(votes=0, reward=float("inf"), completion_id="c"), "rated")
+    assert all(column in str(error.value) for column in ("rated.votes", "rated.reward", "rated.completion_id"))
+
+
+def test_two_columns_that_must_differ_may_not_be_equal():
+    pair = {"prompt_id": "p" * 32, "preference": 1.0, "votes": 1, "source": "s", "raw_ref": ["f#0"]}
+    same = tables.conform(pl.DataFrame([pair | {"chosen_id": "c" * 32, "rejected_id": "c" * 32}]), "compared")
+    with pytest.raises(tables.ContractError, match="columns_differ"):
+        tables.validate(same, "compared")
+
+
+def test_a_missing_column_is_added_where_it_may_be_null_and_refused_where_not():
+    assert rated()["label"].to_list() == [None]
+    with pytest.raises(tables.ContractError, match="rated: no column votes"):
+        tables.conform(rated().drop("votes"), "rated")
+
+
+def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    tables.write(rated(), path, "rated")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(OSError, match="No space left"):
+        tables.write(rated(votes=2), path, "rated")
+    assert tables.read(path, "rated")["votes"].to_list() == [1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_is_read_back_as_it_was_written_and_says_what_it_is(tmp_path):
+    path = tables.write(rated(), tmp_path / "t.parquet", "rated")
+    assert_frame_equal(tables.read(path, "rated"), rated())
+    assert pl.read_parquet_metadata(path)["rlhf_data.table"] == "rated"
+
+
+def test_a_table_cut_in_parts_is_whole(tmp_path):
+    rows = pl.concat([rated(completion_id=f"{i:032d}") for i in range(7)])
+    paths = [tmp_path / f"{k}.parquet" for k in range(3)]
+    tables.write_parts(rows, paths, "rated")
+    assert [tables.read(p, "rated").height for p in paths] == [3, 3, 1]
+    assert_frame_equal(tables.scan(paths, "rated").collect(), rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("not Parquet"), "cannot read"),
+        (lambda path: None, "cannot read"),
+        (lambda path: pl.DataFrame({"x": [1]}).write_parquet(path), "other columns or types .*: .*votes, x"),
+        (lambda path: rated().cast({"votes": pl.Int32}).write_parquet(path), "other columns or types .*: votes$"),
+    ],
+    ids=["no Parquet", "no file", "other columns", "another type"],
+)
+def test_a_file_that_is_not_the_table_is_refused(make, message, tmp_path):
+    make(tmp_path / "t.parquet")
+    with pytest.raises(tables.ContractError, match=message):
+        tables.scan(tmp_path / "t.parquet", "rated")
+
+
+def test_a_value_of_another_type_never_reaches_disk(tmp_path):
+    words = rated().with_columns(votes=pl.lit("many"))
+    with pytest.raises(tables.ContractError, match="votes"):
+        tables.write(words, tmp_path / "t.parquet", "rated")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_may_hold_rows_that_another_part_holds_too():
+    twice = pl.concat([rated(), rated()])
+    assert tables.validate(twice, "rated", unique=False).height == 2
+    with pytest.raises(tables.ContractError, match="unique"):
+        tables.validate(twice, "rated")
+
+
+def test_a_temporary_file_is_never_taken_for_a_table(tmp_path):
+    with files.whole_file(tmp_path / "t.parquet") as temporary:
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".tmp"
+        temporary.touch()
