@@ -59,7 +59,8 @@ def train(
     """Build, train and evaluate; what is finished already is not done again.
 
     Args:
-        spec: a spec, or a folder of specs, run in the order of their references. One without `train` is only built.
+        spec: a spec, or a folder of specs, run in the order of their references. One without `train` is only built,
+            one without `evaluate` not evaluated.
         workspace: folder of the cache, the scores and the runs.
         limit: take the first so many records of each raw file: a quick look.
         variables: values for ${NAME} in the spec.
@@ -82,28 +83,22 @@ def train(
 
 
 def _train(spec: Spec, file: str, workspace: str, limit: int | None, variables: dict[str, str] | None) -> str:
+    """Train and, where the spec asks for it, evaluate; figures and report go beside the run in Prefect's pages."""
     name = limited(spec.name, limit)
-    run = train_policy.with_options(task_run_name=f"train {name}")(file, workspace, limit, variables)
-    evaluation = evaluate_policy.with_options(task_run_name=f"evaluate {name}")(file, run, workspace, limit, variables)
-    _show(name, Path(run), json.loads(Path(evaluation).read_text(encoding="utf-8")))
-    return run
-
-
-def _show(name: str, run: Path, evaluation: dict[str, Any]) -> None:
-    """The figures and the report, beside the run in Prefect's pages."""
     key = "".join(c if c.isalnum() else "-" for c in name)
-    report = (run / "report.html").resolve()
-    create_table_artifact(
-        key=f"{key}-evaluation",
-        table=_table(evaluation),
-        description=f"The policy of {name} on held-out rows, and the model it started from; 95 % intervals.",
-    )
-    create_link_artifact(
-        key=f"{key}-run-report",
-        link=report.as_uri(),
-        link_text=f"report of the run of {name}",
-        description=f"`{report}`",
-    )
+    run = train_policy.with_options(task_run_name=f"train {name}")(file, workspace, limit, variables)
+    if spec.evaluate is not None:
+        evaluate = evaluate_policy.with_options(task_run_name=f"evaluate {name}")
+        figures = Path(evaluate(file, run, workspace, limit, variables))
+        create_table_artifact(
+            key=f"{key}-evaluation",
+            table=_table(json.loads(figures.read_text(encoding="utf-8"))),
+            description=f"The policy of {name} on held-out rows, and the model it started from; 95 % intervals.",
+        )
+    report = (Path(run) / "report.html").resolve()
+    link_text = f"report of the run of {name}"
+    create_link_artifact(key=f"{key}-run-report", link=report.as_uri(), link_text=link_text, description=f"`{report}`")
+    return run
 
 
 def _table(evaluation: dict[str, Any]) -> list[dict[str, str | int]]:

@@ -80,7 +80,7 @@ def read_rows(
     """Encode the rows of a split.
 
     Left out, and counted: rows of weight 0 (`weight.zero`), rows that `encode` refuses (by its code), and pairs whose
-    answers are equal once truncated (`pair.truncated_identical`).
+    answers are equal once truncated (`pair.equal_after_truncation`).
 
     Args:
         table: of `read_split`.
@@ -161,7 +161,7 @@ def _codes(weights: Sequence[float], encoded: dict[str, Encoded]) -> list[str | 
         codes.append(refused or ("weight.zero" if weight == 0 else None))
         if "rejected" in encoded and codes[i] is None:
             same = encoded["chosen"].completion_ids[i] == encoded["rejected"].completion_ids[i]
-            codes[i] = "pair.truncated_identical" if same else None
+            codes[i] = "pair.equal_after_truncation" if same else None
     return codes
 
 

@@ -44,8 +44,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines after a step: a run that resumes writes them again."""
     if path.is_file():
-        # A line that a kill cut short is after the last checkpoint, and the last in the file.
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        lines = path.read_text().split("\n")[:-1]  # what follows the last newline is a line that a kill cut short
         path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 

@@ -123,7 +123,7 @@ def test_rows_left_out_are_counted(reference, tmp_path):
     rows[0] |= {"weight": 0.0}
     rows[1] |= {"chosen": "water " * 100 + "yes", "rejected": "water " * 100 + "no"}
     manifest = run(paired_snapshot(tmp_path / "data", rows, reference), tmp_path / "run", reference)
-    assert manifest["dropped"] == {"weight.zero": 1, "pair.truncated_identical": 1}
+    assert manifest["dropped"] == {"weight.zero": 1, "pair.equal_after_truncation": 1}
     assert manifest["rows"] == 2
 
 

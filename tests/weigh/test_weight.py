@@ -1,0 +1,103 @@
+"""One weight a row: factors multiply, are clipped, then normalised."""
+
+import json
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_data import tables
+from rlhf_data.weigh.weight import weigh
+
+
+def pair(i: int = 0, **changes) -> dict:
+    row = {"prompt_id": "p" * 32, "pair_id": f"{i:032d}", "chosen_id": "a" * 32, "rejected_id": "b" * 32, "weight": 1.0}
+    row |= {"preference": 1.0, "source": "s", "split": "train", "raw_ref": ["f#0"], "category": None, "margin": None}
+    return row | changes
+
+
+def answer(i: int = 0, **changes) -> dict:
+    row = {"prompt_id": "p" * 32, "completion_id": f"{i:032d}", "source": "s", "split": "train", "raw_ref": ["f#0"]}
+    return row | {"weight": 1.0, "label": None} | changes
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    """The step on rows; gives the rows that are left, the quarantine and the count."""
+
+    def step(*rows: dict, table: str = "paired", **parameters):
+        folder = tmp_path_factory.mktemp("weigh")
+        frame = pl.DataFrame(list(rows), infer_schema_length=None)
+        tables.write(frame, folder / "rows.parquet", f"{table}_rows")
+        (out := folder / "out").mkdir()
+        (count,) = weigh({"shape": folder}, out, table=table, **parameters)
+        kept = tables.read(out / "rows.parquet", f"{table}_rows")
+        return kept, tables.read(out / "quarantine.parquet", "quarantine"), count
+
+    return step
+
+
+def weights(found) -> list[float]:
+    return found[0]["weight"].to_list()
+
+
+def test_without_factors_every_weight_is_one(step):
+    assert weights(step(pair(0), pair(1))) == [1.0, 1.0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(s=st.floats(0, 10), x=st.floats(0, 10), margin=st.floats(0, 10))
+def test_factors_multiply(step, s, x, margin):
+    rows = [pair(0, category="x", margin=margin), pair(1, source="t", category="y", margin=margin)]
+    found = step(*rows, source={"s": s}, category={"x": x}, row="margin")
+    assert weights(found) == pytest.approx([s * x * margin, margin])
+
+
+def test_what_is_not_named_has_factor_one_and_so_has_what_is_null(step):
+    found = step(pair(0, category="x"), pair(1, category="y"), pair(2), category={"x": 2.0})
+    assert weights(found) == [2.0, 1.0, 1.0]
+
+
+def test_a_label_has_its_factor(step):
+    rows = [answer(0, label=True), answer(1, label=False), answer(2)]
+    assert weights(step(*rows, table="unpaired", label={True: 3.0, False: 0.5})) == [3.0, 0.5, 1.0]
+
+
+def test_no_weight_is_over_the_clip(step):
+    rows = [pair(i, margin=float(i)) for i in range(5)]
+    assert weights(step(*rows, row="margin", clip=2.5)) == [0.0, 1.0, 2.0, 2.5, 2.5]
+
+
+def test_the_mean_is_one_over_the_train_split_after_clipping(step):
+    rows = [pair(0, margin=1.0), pair(1, margin=9.0), pair(2, margin=5.0, split="test")]
+    # clipped: 1, 3, 3; the mean over train is 2
+    assert weights(step(*rows, row="margin", clip=3.0, normalize="mean_one")) == [0.5, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("rows", [[pair(margin=0.0)], [pair(margin=1.0, split="test")]], ids=["all 0", "no train row"])
+def test_a_mean_of_nothing_cannot_be_made_one(step, rows):
+    with pytest.raises(ValueError, match="no train row has a weight over 0"):
+        step(*rows, row="margin", normalize="mean_one")
+
+
+@pytest.mark.parametrize(
+    ("expression", "margin"),
+    [("margin", None), ("margin - 2", 1.0), ("1 / (margin - 2)", 2.0), ("ln(margin - 2)", 1.0), ("exp(margin)", 1e9)],
+    ids=["null", "negative", "infinite", "not a number", "too large"],
+)
+def test_a_weight_that_is_none_is_refused_and_the_other_rows_go_on(step, expression, margin):
+    kept, quarantine, count = step(pair(0, margin=margin), pair(1, margin=3.0), row=expression)
+    assert kept["pair_id"].to_list() == [pair(1)["pair_id"]]
+    assert quarantine["code"].to_list() == ["weight.invalid"]
+    assert json.loads(quarantine["row"][0])["pair_id"] == pair(0)["pair_id"]
+    assert count.quarantined == {"weight.invalid": 1}
+
+
+def test_a_condition_is_a_weight_of_one_or_nothing(step):
+    assert weights(step(pair(0, margin=1.0), pair(1, margin=3.0), row="margin > 2")) == [0.0, 1.0]
+
+
+def test_an_expression_that_fails_on_a_row_is_an_error_that_names_it(step):
+    with pytest.raises(ValueError, match=r"weigh\.weight\.row: CAST\(source AS INT\): "):
+        step(pair(0), row="CAST(source AS INT)")
