@@ -37,27 +37,29 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
         smaller id is called chosen, so that which answer was shown first cannot matter.
     """
     swapped = pl.col("completion_id") > pl.col("other_id")
+    won, lost = pl.col("value"), 1.0 - pl.col("value")
     oriented = judgments.select(
         "prompt_id",
         "source",
         "raw_ref",
         first_id=pl.min_horizontal("completion_id", "other_id"),
         second_id=pl.max_horizontal("completion_id", "other_id"),
-        value=pl.when(swapped).then(1.0 - pl.col("value")).otherwise(pl.col("value")),
+        first=pl.when(swapped).then(lost).otherwise(won),
+        second=pl.when(swapped).then(won).otherwise(lost),
     )
     grouped = oriented.group_by(PAIR).agg(
-        probability=METHODS[method](pl.col("value")),
-        # of the other side, not 1 − probability: two votes in three are the same number on either side
-        opposite=METHODS[method](1.0 - pl.col("value")),
+        # each side by itself, not one as 1 − the other: two votes in three are the same number on either side
+        first=METHODS[method](pl.col("first")),
+        second=METHODS[method](pl.col("second")),
         votes=pl.len().cast(pl.Int64),
         raw_ref=pl.col("raw_ref").unique().sort(),
     )
-    first = pl.col("probability") >= pl.col("opposite")
+    first = pl.col("first") >= pl.col("second")
     return grouped.select(
         "prompt_id",
         chosen_id=pl.when(first).then("first_id").otherwise("second_id"),
         rejected_id=pl.when(first).then("second_id").otherwise("first_id"),
-        preference=pl.max_horizontal("probability", "opposite", 0.5),
+        preference=pl.max_horizontal("first", "second", 0.5),
         votes="votes",
         source="source",
         raw_ref="raw_ref",

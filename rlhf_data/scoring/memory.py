@@ -58,6 +58,14 @@ def preflight(model: PreTrainedModel, token_budget: int, *, training: bool = Fal
     return sizes | {"needed": needed, "available": available}
 
 
+def in_words(sizes: dict[str, int]) -> str:
+    """What `preflight` found, as a sentence."""
+    return (
+        f"memory: {_gib(sizes['weights'])} of weights and {_gib(sizes['needed'])} to work with; "
+        f"{_gib(sizes['available'])} are free"
+    )
+
+
 def available_bytes(device: torch.device) -> int:
     """Bytes free on a device; on a CPU what the kernel and the control group still grant."""
     if device.type == "cuda":

@@ -1,7 +1,6 @@
 """Progress bars on stderr: lively on a terminal, a line now and then in a log."""
 
 import sys
-from typing import Any
 
 import transformers
 from tqdm import tqdm
@@ -10,17 +9,22 @@ from tqdm import tqdm
 transformers.utils.logging.disable_progress_bar()
 
 
-def bar(*, total: int, description: str, unit: str, initial: int = 0, shown: bool = True) -> Any:
-    """A tqdm bar.
+def bar(description: str, unit: str, *, total: int, initial: int = 0, shown: bool = True) -> tqdm:
+    """A bar for `total` units, of which `initial` were done before.
 
     Args:
-        total: units in all.
         description: what is going on, one word.
         unit: what is counted, plural.
+        total: units in all.
         initial: units that were done before.
         shown: whether anything is printed.
     """
     every = 0.2 if sys.stderr.isatty() else 15.0  # seconds
-    return tqdm(
-        total=total, desc=description, unit=f" {unit}", initial=initial, disable=not shown, mininterval=every, ncols=100
-    )
+    options = {"initial": initial, "disable": not shown, "mininterval": every, "maxinterval": every, "ncols": 100}
+    return tqdm(total=total, desc=f"  {description}", unit=f" {unit}", **options)
+
+
+def say(text: str, *, shown: bool = True) -> None:
+    """A line for a person, on stderr."""
+    if shown:
+        print(f"  {text}", file=sys.stderr, flush=True)

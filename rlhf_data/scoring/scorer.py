@@ -23,7 +23,8 @@ from xxhash import xxh3_128_hexdigest
 from rlhf_data.scoring import identity, models
 from rlhf_data.scoring.encode import encode, prompt_limit, template_text
 from rlhf_data.scoring.logprobs import Group, Layout, default_budget, layout_of, plan, size, token_logps
-from rlhf_data.scoring.memory import preflight
+from rlhf_data.scoring.memory import in_words, preflight
+from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
 
 _SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
@@ -103,11 +104,11 @@ def score(
     run = {"scored": 0, "tokens": 0}
     if missing.num_rows:
         tokenizer = models.load_tokenizer(model, cache=cache)
-        load = partial(_runner, model, numeric["dtype"], device, token_budget, cache)
+        load = partial(_runner, model, numeric["dtype"], device, token_budget, cache, progress)
         encode_texts = partial(encode, tokenizer, template=template, max_length=max_length, max_prompt_length=limit)
         segments = _segments(requests, missing, encode_texts)
-        with tqdm(total=missing.num_rows, unit=" completions", desc="score", disable=not progress) as bar:
-            run = _score_missing(segments, load, scores, index, shard_rows, bar)
+        with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
+            run = _score_missing(segments, load, scores, index, shard_rows, shown)
 
     table = _result(index.find(asked.unique()), scores.totals())
     write_parquet(table, out)
@@ -138,7 +139,7 @@ def _score_missing(
     scores: ScoreStore,
     index: Index,
     shard_rows: int,
-    bar: tqdm,
+    shown: tqdm,
 ) -> dict[str, int]:
     """Index each segment and run what the store lacks of it; the model is loaded when the first row asks for it."""
     totals, done = scores.totals(), set()
@@ -151,15 +152,15 @@ def _score_missing(
         known = lookup(totals, pa.array([item.key for item in items], pa.string())).is_valid().to_pylist()
         unseen = {item.key: item for item, seen in zip(items, known, strict=True) if not seen and item.key not in done}
         done.update(unseen)
-        bar.update(len(items) - len(unseen))
+        shown.update(len(items) - len(unseen))
         if unseen and runner is None:
             runner, started = load(), time.monotonic()
         for ran_keys, ran_logps, n_tokens in _run(runner, list(unseen.values())) if runner else ():
             keys += ran_keys
             logps += ran_logps
             tokens += n_tokens
-            bar.update(len(ran_keys))
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
+            shown.update(len(ran_keys))
+            shown.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
             if len(keys) >= shard_rows:
                 scores.add(keys, logps)
                 keys, logps = [], []
@@ -200,10 +201,12 @@ def _groups(items: Sequence[_Item], token_budget: int, layout: Layout) -> list[t
     return groups
 
 
-def _runner(reference: dict[str, Any], dtype: str, device: str, token_budget: int | None, cache: Path) -> _Runner:
+def _runner(
+    reference: dict[str, Any], dtype: str, device: str, token_budget: int | None, cache: Path, progress: bool
+) -> _Runner:
     model, _ = models.load(reference, dtype=dtype, device=device, cache=cache)
     budget = token_budget or default_budget(model)
-    preflight(model, budget)
+    say(in_words(preflight(model, budget)), shown=progress)
     return _Runner(model, layout_of(model), budget)
 
 

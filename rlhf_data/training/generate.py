@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
 from rlhf_data.scoring.encode import Message, encode_prompts
+from rlhf_data.scoring.progress import bar
 
 
 def generate(
@@ -52,7 +52,8 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # equal lengths together: little padding
     step = max(1, batch_size // n)
     texts: list[list[str]] = [[] for _ in ids]
-    for start in tqdm(range(0, len(order), step), desc="generate", unit=" batches", disable=not progress):
+    shown = bar("generate", "prompts", total=len(order), shown=progress)
+    for start in range(0, len(order), step):
         picked = order[start : start + step]
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(xxh3_64_intdigest(f"generate:{seed}:{start}".encode()))
@@ -60,6 +61,8 @@ def generate(
         decoded = tokenizer.batch_decode(written, skip_special_tokens=True)
         for row, i in enumerate(picked):
             texts[i] = decoded[row * n : (row + 1) * n]
+        shown.update(len(picked))
+    shown.close()
     return texts
 
 

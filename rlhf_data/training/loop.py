@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
@@ -17,7 +16,8 @@ from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import prompt_limit
 from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import default_budget, layout_of
-from rlhf_data.scoring.memory import preflight
+from rlhf_data.scoring.memory import in_words, preflight
+from rlhf_data.scoring.progress import bar, say
 from rlhf_data.training import checkpoint, metrics
 from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding, check_first_batch
@@ -137,7 +137,8 @@ def train(
     )
     net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
-    preflight(net, policy.token_budget, training=True)
+    memory = preflight(net, policy.token_budget, training=True)
+    say(in_words(memory), shown=progress)
     outcome = _optimise(run, policy, rows, arguments, source.get("score"), checkpoint_every, progress)
     manifest = arguments | {
         "rows": len(rows),
@@ -189,9 +190,8 @@ def _optimise(
         picked = next(batches_from(0, rows.ids, size=arguments["batch_size"], seed=arguments["seed"]))
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
-    for step in tqdm(
-        range(first, total), initial=first, total=total, desc="train", unit=" steps", disable=not progress
-    ):
+    shown = bar("train", "steps", total=total, initial=first, shown=progress)
+    for step in range(first, total):
         at = time.monotonic()
         rate = learning_rate_at(
             step,
@@ -205,8 +205,11 @@ def _optimise(
         speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
         line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
         metrics.append(run / "metrics.jsonl", line)
+        shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
             checkpoint.save(run / "checkpoints", step + 1, model, optimizer)
+    shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
 
 

@@ -43,7 +43,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(installed: None) -> Iterator[None]:
-    # With a newer FastAPI this import fails: Body() got an unexpected keyword argument 'min_items'.
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=PATIENCE):

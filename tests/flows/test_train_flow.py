@@ -10,8 +10,6 @@ import pytest
 from rlhf_data.plan import Workspace
 from tests.flows.conftest import write_raw, write_spec
 
-pytest.importorskip("torch")
-
 SPEC = """\
 version: 1
 name: {name}
