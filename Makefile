@@ -12,7 +12,7 @@ demo: .venv/.installed
 	WORLD=demo $(BIN)/rlhf-data run pipelines/world --workspace demo/.rlhf
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 from pydantic import Field
 
-from rlhf_data import engine, tables
+from rlhf_data import engine
 from rlhf_data.accounting import Count
 from rlhf_data.plan import Planned, Workspace, limited, plan, remember
 from rlhf_data.snapshot import Snapshot
@@ -94,7 +94,6 @@ def _build(spec: Spec, workspace: Workspace, limit: int | None) -> Path:
     """What `engine.build` does, with a task in place of each call."""
     planned = plan(spec, workspace, limit=limit)
     by_name = {p.step.name: p for p in planned}
-    tables.contract("prompts")  # loads pandera and registers our checks once, before two threads try to
     running = {}
     for name, p in by_name.items():
         inputs = [running[step] for step in dict.fromkeys(p.step.inputs.values())]

@@ -55,5 +55,5 @@ def train(spec: Spec | Path | str, *, workspace: Path | str = ".rlhf", limit: in
 
 
 def open_snapshot(path: Path | str) -> Snapshot:
-    """A snapshot, by its folder or by the folder of its versions (then the latest): .id .manifest .scan() .dataset()."""
+    """A snapshot, by its folder or by that of its versions (then the latest): .id .manifest .scan() .dataset()."""
     return Snapshot(path)

@@ -28,6 +28,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE ov
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N records of each raw file: a quick look.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DEFAULT_WORKSPACE = Path(".rlhf")
+STOPPED = 130  # the exit code of Ctrl-C
 
 
 def main() -> None:
@@ -38,13 +39,16 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """One command; its exit code: 0 done, 1 any error, 2 changes pending (`plan` only)."""
     try:
-        return app(arguments or ["--help"], standalone_mode=False) or 0
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+        if code == STOPPED:  # typer has taken Ctrl-C for an exit code
+            raise KeyboardInterrupt
+        return code
     except typer.TyperException as error:
         _say(f"{error.format_message()}\nsee: rlhf-data --help")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         _say("stopped; what was finished is kept, and the same command goes on from there")
-        return 130
+        return STOPPED
     except ImportError as error:
         _say(_missing_extra(error))
         return 1

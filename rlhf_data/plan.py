@@ -232,7 +232,7 @@ def _score_step(spec: Spec, text: str, workspace: Workspace) -> Step:
 
 
 def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:
-    lock = spec.model_dump_json(exclude_none=True)
+    lock = spec.model_dump_json(exclude_unset=True)  # as it was written: it can be built again
     inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text}
     to = limited(spec.publish.to.rstrip("/"), limit)
     sources = {

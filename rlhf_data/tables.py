@@ -5,6 +5,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 `greater_than`).
 """
 
+import threading
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -37,6 +38,9 @@ DTYPES: dict[str, pl.DataType] = {
 }
 
 
+_REGISTERING = threading.Lock()
+
+
 class ContractError(ValueError):
     """A table does not keep its contract; the message says which check failed, where and how often."""
 
@@ -66,7 +70,8 @@ def parse_contract(text: str, name: str) -> "DataFrameSchema":
     """A contract from its YAML text; whatever pandera would ignore in it is an error."""
     from pandera.io import polars_io
 
-    _register_checks()
+    with _REGISTERING:  # two threads may read their first contract at once
+        _register_checks()
     where = f"schemas/{name}.yaml"
     try:
         schema = polars_io.from_yaml(text)

@@ -102,7 +102,7 @@ def test_a_full_disk_is_recognised_as_polars_really_tells_it():
 
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with pytest.raises(Exception, match="28|space") as error:
+    with pytest.raises(Exception, match=r"28|space") as error:
         pl.DataFrame({"x": range(100_000)}).write_parquet("/dev/full")
     assert "no space left on the disk" in _message(error.value)
 
@@ -110,7 +110,7 @@ def test_a_full_disk_is_recognised_as_polars_really_tells_it():
 EXPECTATIONS = {
     "too few rows": ("{rows: [1000, null]}", r"expect.rows: 72 rows, fewer than 1000"),
     "too many rows": ("{rows: [null, 3]}", r"expect.rows: 72 rows, more than 3"),
-    "too many refused": ("{quarantine_rate: 0.01}", r"expect.quarantine_rate: 2 .*json.invalid 1, rating.out_of_scale 1"),
+    "too many refused": ("{quarantine_rate: 0.01}", r"expect.quarantine_rate: 2 .*json.invalid 1, rating.out_of"),
 }  # fmt: skip
 
 
@@ -181,7 +181,9 @@ def test_two_builds_at_once_both_succeed_with_one_content(project):
     both = [subprocess.Popen(COMMAND, cwd=project.folder, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    contents = {snapshot.Snapshot(p.parent).manifest["content_hash"] for p in project.folder.glob("snapshots/demo/*/_SUCCESS")}
+    contents = {
+        snapshot.Snapshot(p.parent).manifest["content_hash"] for p in project.folder.glob("snapshots/demo/*/_SUCCESS")
+    }
     assert len(contents) == 1
     assert project.left_over == []
     assert project.build() == 0
@@ -233,7 +235,9 @@ def test_counts_of_a_cached_step_are_those_of_its_run(built):
     spec, _ = read(built.folder / "demo.yaml")
     seen = []
     built_again = engine.build(
-        spec, Workspace(built.folder / ".rlhf"), on_step=lambda step, seconds, counts: seen.append((step.cached, counts))
+        spec,
+        Workspace(built.folder / ".rlhf"),
+        on_step=lambda step, seconds, counts: seen.append((step.cached, counts)),
     )
     assert all(cached for cached, _ in seen)
     assert [count.as_dict() for count in built_again.counts] == built.snapshot.manifest["accounting"]

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+
 from rlhf_data import plan as planning
 from rlhf_data.plan import Workspace, plan
 from rlhf_data.spec import read
@@ -63,7 +64,7 @@ CHANGES = {
     "scale": (("[1, 5]", "[1, 10]"), ["rate", "shape", "weigh", "publish"], "scale: [1.0, 5.0] → [1.0, 10.0]"),
     "where": (("> 1", "> 2"), ["clean:1", "rate", "split", "shape", "weigh", "publish"], "where: "),
     "category": (("*.jsonl}", "*.jsonl, category: z}"), ALL, 'category: null → "z"'),
-    "adapter": (("*.jsonl}", "*.jsonl, columns: {prompt: prompt, completion: completion, rating: rating}}"), ALL, "columns: "),
+    "columns": (("*.jsonl}", "*.jsonl, columns: {prompt: prompt, completion: completion}}"), ALL, "columns: "),
 }  # fmt: skip
 
 
@@ -74,7 +75,9 @@ def test_a_change_runs_the_steps_it_touches_and_those_after_them(change, steps, 
     found = pending(built)
     assert list(found) == steps
     assert found[steps[0]].startswith(why)
-    assert all(reason.startswith("after ") for step, reason in found.items() if step not in (steps[0], "publish", "weigh"))
+    assert all(
+        reason.startswith("after ") for step, reason in found.items() if step not in (steps[0], "publish", "weigh")
+    )
 
 
 @pytest.mark.parametrize("line", ["train: {rule: sft, model: m}\n", "schedule: {cron: '0 3 * * 1'}\n"])
@@ -128,7 +131,9 @@ def test_the_order_of_sources_decides_who_names_a_text_and_so_is_part_of_the_pla
     sources = ["  a: {path: raw/r.jsonl, category: first}", "  b: {path: raw/r.jsonl, category: second}"]
     shuffled = [row | {"category": None} for row in ratings()]
     project.raw(shuffled)
-    spec = SPEC.replace("  a: {path: raw/*.jsonl}", "\n".join(sources)).replace("to: paired, pairing: all", "to: unpaired")
+    spec = SPEC.replace("  a: {path: raw/*.jsonl}", "\n".join(sources)).replace(
+        "to: paired, pairing: all", "to: unpaired"
+    )
     project.spec(spec)
     assert project.build() == 0
     project.spec(spec.replace("\n".join(sources), "\n".join(reversed(sources))))
@@ -152,7 +157,9 @@ def test_a_cache_that_was_emptied_runs_again_and_says_why(project):
 
 def test_a_map_of_numbers_booleans_and_texts_can_be_planned(project):
     project.raw([{"q": "x", "a": "y", "verdict": 1}, {"q": "x", "a": "z", "verdict": "tie"}])
-    columns = "{prompt: q, completion: a, label: {from: verdict, map: {1: true, no: false, tie: null, 2024-01-01: false}}}"
+    columns = (
+        "{prompt: q, completion: a, label: {from: verdict, map: {1: true, no: false, tie: null, 2024-01-01: false}}}"
+    )
     project.spec(
         SPEC.replace("raw/*.jsonl", f"raw/*.jsonl, columns: {columns}")
         .replace("rate: {by: rating, scale: [1, 5]}\n", "")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -51,7 +50,10 @@ assert snapshot.dataset().keys() == found.keys()
 """
     home = {"HF_HOME": str(built.folder / "hf"), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", script, str(built.snapshot.path)], env={**os.environ, **home}, capture_output=True, text=True
+        [sys.executable, "-c", script, str(built.snapshot.path)],
+        env={**os.environ, **home},
+        capture_output=True,
+        text=True,
     )
     assert ran.returncode == 0, ran.stderr
 
@@ -100,7 +102,7 @@ def test_a_folder_that_is_no_whole_snapshot_is_refused(what, tmp_path):
     if what == "a latest that is gone":
         (folder / "refs").mkdir()
         (folder / "refs" / "latest").write_text("gone\n")
-    with pytest.raises(ValueError, match="no finished snapshot at .*build it first"):
+    with pytest.raises(ValueError, match=r"no finished snapshot at .*build it first"):
         resolve(folder)
 
 
@@ -108,7 +110,6 @@ def test_a_snapshot_whose_success_is_gone_is_published_again(built):
     (built.snapshot.path / "_SUCCESS").unlink()
     with pytest.raises(ValueError, match="no finished snapshot"):
         resolve(built.folder / "snapshots" / "demo")
-    shutil.rmtree(built.folder / "snapshots" / "demo" / os.listdir(built.folder / "snapshots" / "demo" / "refs")[0], True)
     assert built.build() == 0
     assert built.snapshot.manifest["rows"]
 

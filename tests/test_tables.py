@@ -21,7 +21,14 @@ checks:
 
 
 def rated(**changes) -> pl.DataFrame:
-    row = {"prompt_id": "p" * 32, "completion_id": "c" * 32, "reward": 1.0, "votes": 1, "source": "s", "raw_ref": ["f#0"]}
+    row = {
+        "prompt_id": "p" * 32,
+        "completion_id": "c" * 32,
+        "reward": 1.0,
+        "votes": 1,
+        "source": "s",
+        "raw_ref": ["f#0"],
+    }
     return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "rated")  # fmt: skip
 
 
@@ -81,7 +88,7 @@ def test_a_misspelt_contract_is_refused(right, wrong):
 
 
 def test_no_table_of_that_name_is_an_error_that_names_the_tables():
-    with pytest.raises(ValueError, match="no table named 'piared'; known tables: .*paired"):
+    with pytest.raises(ValueError, match=r"no table named 'piared'; known tables: .*paired"):
         tables.contract("piared")
 
 
@@ -89,7 +96,7 @@ def test_no_table_of_that_name_is_an_error_that_names_the_tables():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_is_refused_in_a_frame_of_either_kind(value, lazy):
     frame = rated(reward=value)
-    with pytest.raises(tables.ContractError, match="rated.reward: finite.* fails in 1 rows, first row 0"):
+    with pytest.raises(tables.ContractError, match=r"rated.reward: finite.* fails in 1 rows, first row 0"):
         tables.validate(frame.lazy() if lazy else frame, "rated")
 
 

@@ -27,4 +27,4 @@ def bar(description: str, unit: str, *, total: int, initial: int = 0, shown: boo
 def say(text: str, *, shown: bool = True) -> None:
     """A line for a person, on stderr."""
     if shown:
-        print(f"  {text}", file=sys.stderr, flush=True)
+        tqdm.write(f"  {text}", file=sys.stderr)  # above a bar, not into it

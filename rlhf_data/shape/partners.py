@@ -41,4 +41,6 @@ def mismatched(rows: pl.DataFrame, seed: int) -> pl.Series:
         .then("_second"),
     )
     partner = circle.join(next_run, on=["split", "_run"]).select("completion_id", "mismatched_id")
-    return rows.select("completion_id").join(partner, on="completion_id", how="left", maintain_order="left").to_series(1)
+    return (
+        rows.select("completion_id").join(partner, on="completion_id", how="left", maintain_order="left").to_series(1)
+    )

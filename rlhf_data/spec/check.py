@@ -1,6 +1,7 @@
 """What is wrong with specs beyond their form: files, columns, expressions, rules, references; all of it at once."""
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -105,6 +106,11 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     if known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
+    for key in sources.READER_OPTIONS:
+        value = source.options.get(key, ",")
+        if not isinstance(value, str) or len(value) > 1 or (key == "separator" and not value):
+            yield (*path, "options", key), f"must be one character{', or empty for none' * (key == 'quote')}"
+            return
     grammar = mapping.problems(source.columns) if source.columns is not None else []
     for where, what in grammar:
         yield (*path, "columns", *where), what
@@ -128,7 +134,11 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     elif source.sql is not None:
         from rlhf_data.sources.sql import check_sql
 
-        for what in check_sql(source.sql, named):
+        try:
+            wrong = check_sql(source.sql, named)
+        except AttributeError:  # DuckDB gives None for what selects nothing
+            wrong = ["is no query; write SELECT … FROM raw"]
+        for what in wrong:
             yield (*path, "sql"), " ".join(what.split("\n\nLINE")[0].split())
     elif source.adapter is None and not mapping.identity(first):
         yield (
@@ -200,7 +210,8 @@ def _expression(
 def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
     """A local model must be there; a hub id can only be tried when it is loaded."""
     folder = FilePath(model["path"]).expanduser()
-    looks_local = model["path"].startswith(("/", ".", "~")) or "gguf_file" in model or folder.exists()
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model["path"])
+    looks_local = hub_id is None or "gguf_file" in model or folder.exists()
     if looks_local and not folder.is_dir():
         yield path, f"no folder {model['path']}; give a model's folder or a hub id"
     elif "gguf_file" in model and not (folder / model["gguf_file"]).is_file():

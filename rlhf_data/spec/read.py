@@ -201,6 +201,8 @@ def _must(error: Any) -> str:
         return "must be a mapping, as in {KEY: VALUE}"
     if kind == "too_short":
         return f"must hold {context['min_length']} or more"
+    if kind == "string_too_short":
+        return "must not be empty"
     if kind == "too_long":
         return f"must hold no more than {context['max_length']}"
     if kind == "string_type":

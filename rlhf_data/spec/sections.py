@@ -254,7 +254,7 @@ class Expect(Section):
 class Publish(Section):
     """Where the snapshot goes."""
 
-    to: str
+    to: Annotated[str, Field(min_length=1)]
     retain: Later = None
 
 

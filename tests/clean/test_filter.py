@@ -13,11 +13,22 @@ P, Q = "p" * 32, "q" * 32
 def write(folder, completions, judgments=(), source="s"):
     """A folder of text: completions are (name, text, category), judgments (name, other)."""
     folder.mkdir()
-    turns = [[{"role": "user", "content": "hi"}], [{"role": "system", "content": "sys"}, {"role": "user", "content": "q"}]]
-    prompts = pl.DataFrame({"prompt_id": [P, Q], "prompt": pl.Series(turns, dtype=ids.MESSAGES), "split_key": ["a", "b"]})
+    turns = [
+        [{"role": "user", "content": "hi"}],
+        [{"role": "system", "content": "sys"}, {"role": "user", "content": "q"}],
+    ]
+    prompts = pl.DataFrame(
+        {"prompt_id": [P, Q], "prompt": pl.Series(turns, dtype=ids.MESSAGES), "split_key": ["a", "b"]}
+    )
     tables.write(prompts, folder / "prompts.parquet", "prompts")
     rows = [
-        {"completion_id": n * 32, "prompt_id": Q if n == "q" else P, "completion": text, "category": c, "source": source}
+        {
+            "completion_id": n * 32,
+            "prompt_id": Q if n == "q" else P,
+            "completion": text,
+            "category": c,
+            "source": source,
+        }
         for n, text, c in completions
     ]
     frame = pl.DataFrame(rows, infer_schema_length=None) if rows else tables.empty("completions")

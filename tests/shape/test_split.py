@@ -50,7 +50,9 @@ def test_prompts_with_one_root_stand_on_one_side(tmp_path):
     texts = [f"Question {i}?" for i in range(40)]
     variants = [t for text in texts for t in (text, f" {text.upper()}\n", text.replace(" ", "  "))]
     prompts = pl.Series("prompt", [[{"role": "user", "content": v}] for v in variants], dtype=ids.MESSAGES)
-    table = pl.DataFrame({"prompt_id": ids.prompt_ids(prompts), "prompt": prompts, "split_key": ids.split_keys(prompts)})
+    table = pl.DataFrame(
+        {"prompt_id": ids.prompt_ids(prompts), "prompt": prompts, "split_key": ids.split_keys(prompts)}
+    )
     (tmp_path / "in").mkdir()
     tables.write(table, tmp_path / "in" / "prompts.parquet", "prompts")
     split({"text": tmp_path / "in"}, tmp_path, test=0.3, validation=0.3)

@@ -4,6 +4,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +156,9 @@ WRONG = [
     source("a query that is none", '{path: raw/r.jsonl, sql: "SELEC prompt FROM raw"}', ".sql: Parser Error: syntax error"),
     source("a query for an unknown part", '{path: raw/r.jsonl, sql: "SELECT prompt, completion AS answer FROM raw"}', ".sql: its column 'answer' is no part of an observation"),
     source("columns that say nothing", "{path: raw/odd.jsonl}", ": nothing says what the columns mean; add adapter, columns or sql (the file has x)"),
+    source("a query of nothing", '{path: raw/r.jsonl, sql: ""}', ".sql: is no query"),
+    source("a separator that is none", "{path: raw/r.jsonl, options: {separator: tab}}", ".options.separator: must be one character"),
+    case("nowhere to publish to", "to: snapshots/demo", "to: ''", 13, "publish.to: must not be empty"),
     # expressions
     where("unfinished", "turns = 1 AND", "is not an expression: unable to parse"),
     where("empty", "", "is not an expression"),
@@ -189,6 +193,7 @@ WRONG = [
     case("bounds upside down", "[1, null]", "[10, 5]", 12, "expect: rows goes from 10 to 5"),
     # models and rules
     score("no such folder", "{model: ./nope}", ".model: no folder ./nope; give a model's folder or a hub id"),
+    score("a misspelt folder", "{model: modle}", ".model: no folder modle; give a model's folder or a hub id"),
     score("a folder that is no model", "{model: raw}", ".model: raw has no config.json"),
     score("a misspelt GGUF file", "{model: {path: gguf, gguf_file: mdel.gguf}}", ".model: no file mdel.gguf in gguf; did you mean 'model.gguf'?"),
     score("a folder of GGUF files", "{model: gguf}", ".model: gguf has no config.json; say gguf_file: model.gguf"),
@@ -234,8 +239,7 @@ def check(spec, capfd) -> tuple[int, list[str]]:
     """The exit code of `check` and what it says, a problem a line."""
     path = spec if isinstance(spec, str) and "\n" not in spec and spec else "demo.yaml"
     if path == "demo.yaml":
-        with open(path, "wb") as file:
-            file.write(spec if isinstance(spec, bytes) else spec.encode())
+        Path(path).write_bytes(spec if isinstance(spec, bytes) else spec.encode())
     code = run_command(["check", path])
     said = capfd.readouterr().err
     assert "Traceback" not in said
@@ -265,7 +269,9 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(place, capfd):
 
 
 def test_problems_of_data_expressions_and_rules_are_told_at_once_too(place, capfd):
-    spec = SCORED.replace("raw/r.jsonl", "raw/no.jsonl").replace("turns = 1", "turn = 1").replace("rule: dpo", "rule: dp")
+    spec = (
+        SCORED.replace("raw/r.jsonl", "raw/no.jsonl").replace("turns = 1", "turn = 1").replace("rule: dpo", "rule: dp")
+    )
     code, said = check(spec, capfd)
     assert code == 1
     assert [one.split(":")[1] for one in said[:-1]] == ["5", "7", "15"]

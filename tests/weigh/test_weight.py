@@ -46,7 +46,7 @@ def test_without_factors_every_weight_is_one(step):
     assert weights(step(pair(0), pair(1))) == [1.0, 1.0]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(s=st.floats(0, 10), x=st.floats(0, 10), margin=st.floats(0, 10))
 def test_factors_multiply(step, s, x, margin):
     rows = [pair(0, category="x", margin=margin), pair(1, source="t", category="y", margin=margin)]
