@@ -19,6 +19,8 @@ from rlhf_data.shape.partners import mismatched
 Scorer = Callable[[Path, Path], dict[str, Any]]
 
 EQUAL = "pair.equal_after_truncation"
+UNSCORED = "the tokenizer or its template cannot take this text"
+DETAIL = {EQUAL: "both answers have the same tokens at this max_length"}
 
 
 def attach(
@@ -44,10 +46,14 @@ def attach(
             kept = kept.with_columns(mismatched(kept, seed).alias("mismatched_id"))
         recipe, scores = _score(kept, _sides(table, partners), texts, prompts, scorer, out)
         scored = _join_pairs(kept, scores) if table == "paired" else _join_answers(kept, scores)
-        kept, refused_now = _refuse(scored)
+        kept, refused_now = _refuse(scored, "_refused")
         refused += refused_now
         if not (partners and refused_now):
-            break  # otherwise a refused row may be another one's partner: choose again among those that are left
+            kept, refused_now = _refuse(kept, "_partner_refused")
+            refused += refused_now
+            break
+        # A refused row may be another one's partner: choose again among those that are left.
+        kept = kept.drop("_partner_refused")
     tables.write(kept, out / "rows.parquet", f"{table}_rows")
     tables.write(refusals(refused, "score"), out / "quarantine.parquet", "quarantine")
     (out / "score.json").write_text(json.dumps(recipe, indent=2))
@@ -109,8 +115,8 @@ def _join_pairs(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
         ref_rejected_logps="_logps",
         rejected_n_tokens="_n",
         truncated=pl.col("_cut_1") | pl.col("_cut"),
-        _equal=pl.col("_key_1") == pl.col("_key"),
-        _refused=pl.coalesce("_why_1", "_why"),
+        _refused=pl.coalesce("_why_1", "_why", pl.when(pl.col("_key_1") == pl.col("_key")).then(pl.lit(EQUAL))),
+        _partner_refused=pl.lit(None, dtype=pl.String),
     )
 
 
@@ -121,23 +127,19 @@ def _join_answers(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
         ref_logps="_logps",
         n_tokens="_n",
         truncated="_cut",
-        _equal=pl.lit(False),
         _refused="_why",
     )
     return _side(own, scores, "mismatched_id").select(
-        pl.exclude("_logps", "_n", "_cut", "_key", "_why", "_refused"),
+        pl.exclude("_logps", "_n", "_cut", "_key", "_why"),
         ref_mismatched_logps="_logps",
-        _refused=pl.coalesce("_refused", "_why"),
+        _partner_refused="_why",
     )
 
 
-def _refuse(scored: pl.DataFrame) -> tuple[pl.DataFrame, list[Refusal]]:
-    equal = pl.col("_equal").fill_null(False) & pl.col("_refused").is_null()
+def _refuse(scored: pl.DataFrame, column: str) -> tuple[pl.DataFrame, list[Refusal]]:
+    """The rows without a code in `column`, the column dropped, and the others by their codes."""
     refused = [
-        Refusal(code, scored.filter(pl.col("_refused") == code), "the tokenizer or its template cannot take this text")
-        for code in scored["_refused"].unique().drop_nulls().sort()
+        Refusal(code, scored.filter(pl.col(column) == code), DETAIL.get(code, UNSCORED))
+        for code in scored[column].unique().drop_nulls().sort()
     ]
-    if (same := scored.filter(equal)).height:
-        refused.append(Refusal(EQUAL, same, "both answers have the same tokens at this max_length"))
-    kept = scored.filter(pl.col("_refused").is_null() & ~equal)
-    return kept.drop("_refused", "_equal"), refused
+    return scored.filter(pl.col(column).is_null()).drop(column), refused
