@@ -1,6 +1,6 @@
 """How long a person waits for small commands: `python benchmarks/startup.py [--quick]`.
 
-Each command is a process of its own, run in turn with a bare `python -c pass`; medians, and every round in the JSON line.
+Each command is a process of its own, run in turn with a bare `python -c pass`; medians, and all rounds as JSON.
 """
 
 import argparse

@@ -1,17 +1,25 @@
 """The command line: parses, calls the library, prints. Nothing heavy is imported before it is needed."""
 
-import errno
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlhf_data.terminal import (
+    message,
+    missing_extra,
+    print_accounting,
+    print_results,
+    rows_in_words,
+    say,
+    short,
+    show_step,
+)
+
 if TYPE_CHECKING:
-    from rlhf_data.accounting import Count
-    from rlhf_data.plan import Planned, Workspace
+    from rlhf_data.plan import Workspace
     from rlhf_data.spec import Spec
 
 app = typer.Typer(
@@ -44,21 +52,21 @@ def run_command(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return code
     except typer.TyperException as error:
-        _say(f"{error.format_message()}\nsee: rlhf-data --help")
+        say(f"{error.format_message()}\nsee: rlhf-data --help")
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        _say("stopped; what was finished is kept, and the same command goes on from there")
+        say("stopped; what was finished is kept, and the same command goes on from there")
         return STOPPED
     except ImportError as error:
-        _say(_missing_extra(error))
+        say(missing_extra(error))
         return 1
     except (ValueError, OSError, RuntimeError) as error:
-        _say(_message(error))
+        say(message(error))
         return 1
     except Exception as error:
         if not type(error).__module__.startswith("polars"):  # polars, not imported here, has errors of its own
             raise
-        _say(_message(error))
+        say(message(error))
         return 1
 
 
@@ -73,17 +81,15 @@ def init(
         from rlhf_data.spec import json_schema as schema
 
         print(json.dumps(schema(), indent=2))
-    elif from_file is not None:
-        from rlhf_data.sources.sniff import sniff
+        return
+    from rlhf_data import scaffold
 
-        out = folder / "pipelines" / f"{from_file.name.split('.')[0].lower()}.yaml"
-        _create(out, sniff(from_file))
-        print(f"{out}\n_look it over, then:_ rlhf-data check {out}".replace("_", ""))
+    if from_file is not None:
+        out = scaffold.draft(from_file, folder / "pipelines")
+        print(f"{out}\nlook it over, then: rlhf-data check {out}")
     else:
-        from rlhf_data import tables
-
-        for name in _lay_out(tables.folder("pipelines"), folder / "pipelines"):
-            print(name)
+        made = scaffold.lay_out(folder / "pipelines")
+        print("\n".join(map(str, made)) or f"{folder / 'pipelines'} has all recipes already")
 
 
 @app.command()
@@ -103,8 +109,8 @@ def check(
         if as_json:
             print(json.dumps({"problems": [p._asdict() for p in error.problems]}))
         else:
-            _say(str(error))
-            _say(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)}")
+            say(str(error))
+            say(f"{len(error.problems)} problem{'s' * (len(error.problems) > 1)}")
         return 1
     print(json.dumps({"problems": [], "specs": names}) if as_json else f"fine: {', '.join(names)}")
     return 0
@@ -159,7 +165,7 @@ def build(
     Only what changed is computed; a build that was stopped goes on where it stood.
     """
     results = [_build(one, _workspace(workspace), limit) for one in _specs(spec, var, overrides, workspace)]
-    _print(results, as_json)
+    print_results(results, as_json)
 
 
 @app.command()
@@ -184,7 +190,7 @@ def run(
             result["run_report"] = str(folder / "report.html")
             result["evaluation"] = engine.evaluate(one, space, folder, limit=limit)
         results.append(result)
-    _print(results, as_json)
+    print_results(results, as_json)
 
 
 @app.command()
@@ -209,7 +215,7 @@ def score(
             raise ValueError(f"{one.name} has no score section: add score: {{model: …}}")
         planned = make_plan(one, _workspace(workspace), limit=limit, until="score")
         for step in planned:
-            engine.run_step(step, planned, _workspace(workspace), on_step=_show_step)
+            engine.run_step(step, planned, _workspace(workspace), on_step=show_step)
         recipe = json.loads((_workspace(workspace).step(planned[-1].fingerprint) / "score.json").read_text())
         results.append({"spec": one.name, **recipe})
     if as_json:
@@ -262,7 +268,7 @@ def evaluate(
             "evaluation": engine.evaluate(one, space, folder, limit=limit),
             "run_report": str(folder / "report.html"),
         })  # fmt: skip
-    _print(results, as_json)
+    print_results(results, as_json)
 
 
 @app.command()
@@ -304,13 +310,13 @@ def show(
     if as_json:
         print(json.dumps({"manifest": opened.manifest, "rows": head.to_dicts()}, ensure_ascii=False))
         return
-    print(f"{opened.path}\n{opened.manifest['table']}, {_rows(opened.manifest['rows'])}")
-    _print_accounting(opened.manifest["accounting"])
+    print(f"{opened.path}\n{opened.manifest['table']}, {rows_in_words(opened.manifest['rows'])}")
+    print_accounting(opened.manifest["accounting"])
     for row in head.iter_rows(named=True):
         print()
         for column, value in row.items():
             if value is not None:
-                print(f"  {column:<18} {_short(value)}")
+                print(f"  {column:<18} {short(value)}")
 
 
 @app.command()
@@ -334,7 +340,7 @@ def quarantine(
     for (reason,), refused in table.sort("code").group_by("code", maintain_order=True):
         print(f"{refused.height:>7,}  {reason}")
         for row in refused.head(rows).iter_rows(named=True):
-            print(f"         {', '.join(row['raw_ref'])}  {row['detail'] or ''}\n           {_short(row['row'])}")
+            print(f"         {', '.join(row['raw_ref'])}  {row['detail'] or ''}\n           {short(row['row'])}")
     print(f"{table.height:>7,}  in all" if table.height else "nothing was refused")
 
 
@@ -351,40 +357,44 @@ def report(
 @app.command()
 def doctor(workspace: WorkspacePath = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
     """Say what is installed and what disk is used."""
-    import os
-    import shutil
-    from importlib.metadata import PackageNotFoundError, version
+    from rlhf_data import installation
 
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("rlhf_data", "polars", "duckdb", "pandera", "datasets", "torch", "transformers", "prefect", "fastapi")
-    parts = {p.name: sum(f.stat().st_size for f in p.rglob("*") if f.is_file())
-             for p in sorted(workspace.iterdir()) if p.is_dir()} if workspace.is_dir() else {}  # fmt: skip
-    facts: dict[str, Any] = {
-        "python": sys.version.split()[0],
-        "packages": {package: installed(package) for package in packages},
-        "cores": os.cpu_count(),
-        "free_bytes": shutil.disk_usage(Path.cwd()).free,
-        "workspace": str(workspace.resolve()),
-        "workspace_bytes": parts,
-    }
+    facts = installation.facts(workspace)
     if as_json:
         print(json.dumps(facts))
-        return
-    print(f"python {facts['python']}, {facts['cores']} cores, {facts['free_bytes'] / 1e9:.1f} GB free here")
-    for package, found in facts["packages"].items():
-        extra = {"torch": "train", "transformers": "train", "prefect": "flows", "fastapi": "flows"}.get(package)
-        print(f"  {package:<13} {found or f'not installed: pip install rlhf_data[{extra}]'}")
-    print(f"workspace {facts['workspace']}")
-    for name, size in parts.items():
-        print(f"  {name:<13} {size / 1e6:,.1f} MB")
+    else:
+        print("\n".join(installation.in_words(facts)))
 
 
-def _specs(place: Path, variables: list[str] | None, overrides: list[str] | None, workspace: Path) -> Iterable["Spec"]:
+@app.command()
+def deploy(
+    spec: SpecPath,
+    pool: Annotated[str, typer.Option(help="A Prefect work pool of type process.")] = "rlhf-data",
+    var: Variables = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+) -> int:
+    """Register a spec's flow with a Prefect server.
+
+    Runs build, or train where the spec has a train section, on the spec's schedule. PREFECT_API_URL names the server.
+    """
+    import subprocess
+
+    from rlhf_data import tables
+
+    specs = _specs(spec, var, None, workspace)
+    flow = "train" if any(one.train is not None for one in specs) else "build"
+    schedules = [one.schedule for one in specs if one.schedule is not None]
+    if len(schedules) > 1:
+        raise ValueError(f"{len(schedules)} specs of {spec} have a schedule: deploy them one by one")
+    parameters = {"spec": str(spec.resolve()), "workspace": str(workspace.resolve()), "variables": _pairs(var, "--var")}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", f"{tables.folder('flows') / flow}.py:{flow}"]
+    command += ["--name", spec.stem, "--pool", pool, "--params", json.dumps(parameters)]
+    for schedule in schedules:
+        command += ["--cron", schedule.cron, "--timezone", schedule.timezone]
+    return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def _specs(place: Path, variables: list[str] | None, overrides: list[str] | None, workspace: Path) -> list["Spec"]:
     """The specs of a place, read and checked whole before the first of them runs."""
     from rlhf_data.spec import check as check_all
     from rlhf_data.spec import read_all
@@ -418,8 +428,8 @@ def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str,
     from rlhf_data import engine
     from rlhf_data.snapshot import Snapshot
 
-    _say(f"{spec.name}: {spec.about}" if spec.about else spec.name)
-    built = engine.build(spec, workspace, limit=limit, on_step=_show_step)
+    say(f"{spec.name}: {spec.about}" if spec.about else spec.name)
+    built = engine.build(spec, workspace, limit=limit, on_step=show_step)
     opened = Snapshot(built.snapshot)
     return {
         "spec": spec.name,
@@ -430,95 +440,6 @@ def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str,
         "accounting": [count.as_dict() for count in built.counts],
         "report": str(built.snapshot / "report.html"),
     }
-
-
-def _show_step(planned: "Planned", seconds: float | None, counts: list["Count"]) -> None:
-    if seconds is None:
-        if sys.stderr.isatty():
-            print(f"  … {planned.step.name}", end="\r", file=sys.stderr, flush=True)
-        return
-    said = "; ".join(f"{c.rows_in:,} {c.unit} → {c.out:,}" for c in counts)
-    _say(f"  ✓ {planned.step.name:<16} {'cached' if planned.cached else f'{seconds:.1f} s':>8}  {said}".rstrip())
-
-
-def _print(results: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False))
-        return
-    for result in results:
-        print(f"\n{result['spec']}")
-        if "snapshot" in result:
-            held = f"{_rows(result['rows'])}; {result['quarantined']:,} in quarantine"
-            print(f"  snapshot    {result['snapshot']}  ({held})")
-            print(f"  report      {result['report']}")
-        if "model" in result:
-            print(f"  policy      {result['model']}")
-        if "run_report" in result:
-            print(f"  run report  {result['run_report']}")
-        if result.get("evaluation"):
-            from rlhf_data.report.evaluation import text_lines
-
-            for line in text_lines(result["evaluation"]):
-                print(f"  {line}")
-
-
-def _print_accounting(accounting: list[dict[str, Any]]) -> None:
-    for count in accounting:
-        print(f"  {count['step']:<16} {count['rows_in']:>10,} {count['unit']} → {count['out']:,}")
-        for kind in ("merged", "quarantined", "filtered"):
-            for reason, n in count[kind].items():
-                print(f"  {'':<16} {n:>10,} {kind}: {reason}")
-
-
-def _rows(rows: dict[str, int]) -> str:
-    return ", ".join(f"{n:,} {split}" for split, n in rows.items()) or "no rows"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    line = " ".join(text[:160].split())
-    return line + (" …" if len(text) > 160 else "")
-
-
-def _create(path: Path, text: str) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists: remove it, or name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _lay_out(source: Any, target: Path) -> list[Path]:
-    """Copy the recipes; files that are there already are left alone."""
-    made = []
-    for entry in sorted(source.iterdir(), key=lambda e: e.name):
-        if entry.is_dir():
-            made += _lay_out(entry, target / entry.name)
-        elif entry.name.endswith(".yaml") and not (target / entry.name).exists():
-            _create(target / entry.name, entry.read_text(encoding="utf-8"))
-            made.append(target / entry.name)
-    return made
-
-
-def _message(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "os error 28" in str(error):  # as polars tells it
-        where = getattr(error, "filename", None) or "while writing"
-        return f"no space left on the disk ({where}); nothing was published: make room, then run the same command again"
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    return str(error)
-
-
-def _missing_extra(error: ImportError) -> str:
-    extra = {"torch": "train", "transformers": "train", "gguf": "train", "accelerate": "train", "prefect": "flows"}
-    name = (error.name or "").split(".")[0]
-    if name not in extra:
-        return f"cannot import {error.name or error}: {error}"
-    return f"this command needs {name}: pip install 'rlhf_data[{extra[name]}]'"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from rlhf_data import files, tables
 from rlhf_data.sources.places import find_files
 from rlhf_data.spec.sections import Source, Spec
 
+# Packages that a step calls although it does not import them by itself.
+CALLED = {"rlhf_data.reference:attach": ("scoring",), "rlhf_data.snapshot:publish": ("report",)}
 # Code that every data step leans on.
 SHARED = ("ids.py", "tables.py", "quarantine.py", "accounting.py", "shape/partners.py")
 
@@ -172,6 +174,7 @@ def code_version(function: str) -> str:
         raise ValueError(f"no module for the step {function}")
     file, root = Path(module.origin), Path(__file__).parent
     own = [file] if file.parent == root else sorted(file.parent.glob("*.py"))
+    own += [path for name in CALLED.get(function, ()) for path in sorted((root / name).iterdir()) if path.is_file()]
     contracts = sorted(p for p in Path(str(tables.folder("schemas"))).iterdir() if p.suffix == ".yaml")
     hasher = xxh3_128()
     for path in [*own, *(root / name for name in SHARED), *contracts]:
@@ -207,8 +210,10 @@ def _shape_step(spec: Spec) -> Step:
     inputs = {"rate": "rate", "split": "split"}
     if shape.to == "paired":
         parameters = {"pairing": shape.pairing, "min_margin": shape.min_margin, "ties": shape.ties, "seed": spec.seed}
+        parameters["sources"] = list(spec.sources)
         return Step("shape", "rlhf_data.shape.paired:to_paired", inputs, parameters)
     parameters = {"label": shape.label, "threshold": shape.threshold, "gap": shape.gap, "ties": shape.ties}
+    parameters["sources"] = list(spec.sources)
     return Step("shape", "rlhf_data.shape.unpaired:to_unpaired", inputs, parameters)
 
 

@@ -131,7 +131,8 @@ def publish(
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
     content = content_hash(rows)
     versions = Path(to)
-    same = _latest_with(versions, content, recipe)
+    licenses = {name: source["license"] for name, source in sources.items()}
+    same = _latest_with(versions, content, recipe, about, licenses)
     if same is None:
         manifest = {
             "format": 1,
@@ -218,15 +219,22 @@ def _latest_id(versions: Path) -> str | None:
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
 
 
-def _latest_with(versions: Path, content: str, recipe: dict[str, Any] | None) -> Path | None:
-    """The latest snapshot, if it is whole and has this content, scored by this recipe."""
+def _latest_with(
+    versions: Path, content: str, recipe: dict[str, Any] | None, about: str, licenses: dict[str, str | None]
+) -> Path | None:
+    """The latest snapshot, if it is whole and has this content, scored by this recipe, and its card says the same."""
     try:
         latest = Snapshot(versions)
     except (ValueError, OSError):
         return None
-    if latest.manifest["content_hash"] != content or score_identity(latest.manifest["score"]) != score_identity(recipe):
-        return None
-    return latest.path
+    told = latest.manifest
+    same = (
+        told["content_hash"] == content
+        and score_identity(told["score"]) == score_identity(recipe)
+        and told["about"] == about
+        and {name: source["license"] for name, source in told["sources"].items()} == licenses
+    )
+    return latest.path if same else None
 
 
 def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -37,9 +37,15 @@ def test_a_second_build_runs_nothing_and_publishes_nothing(built):
 
 
 def test_equal_content_is_not_published_again(built):
-    built.spec(SPEC.replace("Rated answers", "Judged answers"))
+    built.spec(SPEC.replace("publish:", "expect: {quarantine_rate: 0.9}\npublish:"))
     assert built.build() == 0
     assert len(built.versions) == 1
+
+
+def test_a_card_that_says_something_else_is_published(built):
+    built.spec(SPEC.replace("Rated answers", "Judged answers"))
+    assert built.build() == 0
+    assert len(built.versions) == 2 and "Judged answers" in (built.snapshot.path / "README.md").read_text()
 
 
 def test_going_back_makes_the_older_snapshot_the_latest_again(built):
@@ -98,13 +104,13 @@ def test_a_full_disk_is_a_message_and_publishes_nothing(where, as_polars, projec
 
 
 def test_a_full_disk_is_recognised_as_polars_really_tells_it():
-    from rlhf_data.cli import _message
+    from rlhf_data.terminal import message
 
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(Exception, match=r"28|space") as error:
         pl.DataFrame({"x": range(100_000)}).write_parquet("/dev/full")
-    assert "no space left on the disk" in _message(error.value)
+    assert "no space left on the disk" in message(error.value)
 
 
 EXPECTATIONS = {

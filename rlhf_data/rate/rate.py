@@ -43,7 +43,7 @@ def rate(
     """
     (folder,) = inputs.values()
     judgments = tables.read(folder / "judgments.parquet", "judgments")
-    heard, filtered = _heard(judgments, by, aspects)
+    heard, filtered = _heard(judgments.with_columns(pl.concat_list("raw_ref")), by, aspects)
     refused: list[Refusal] = []
     if scale is not None:
         wrong = ratings.out_of_scale(scale)

@@ -11,25 +11,26 @@ def out_of_scale(scale: tuple[float, float]) -> pl.Expr:
 
 
 def combine_aspects(judgments: pl.DataFrame, weights: dict[str, float]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One rating per answer, annotator and record out of several aspects.
+    """One rating per answer and annotator out of several aspects, whether they stand in one record or in several.
 
     Args:
-        judgments: rows of kind rating; other kinds pass unchanged.
+        judgments: rows of kind rating; other kinds pass unchanged. `raw_ref` is a list.
         weights: weight of each aspect, at least one positive; the rating is the weighted mean.
 
     Returns:
         the judgments with combined ratings, and those of answers that lack an aspect (to refuse).
     """
     ratings = judgments.filter(pl.col("kind") == "rating")
-    observation = [*ANSWER, "annotator", "raw_ref"]
+    reader = [*ANSWER, "annotator"]
     weight = pl.col("aspect").replace_strict(weights, return_dtype=pl.Float64)
-    complete = pl.col("aspect").n_unique().over(observation) == len(weights)
-    marked = ratings.with_columns(_complete=complete)
+    marked = ratings.with_columns(_complete=pl.col("aspect").n_unique().over(reader) == len(weights))
     combined = (
         marked.filter("_complete")
+        .group_by(*reader, "aspect")
+        .agg(pl.col("value").sort().mean(), pl.col("raw_ref").explode())
         .sort("aspect")
-        .group_by(observation, maintain_order=True)
-        .agg(value=(pl.col("value") * weight).sum() / sum(weights.values()))
+        .group_by(reader, maintain_order=True)
+        .agg(value=(pl.col("value") * weight).sum() / sum(weights.values()), raw_ref=pl.col("raw_ref").explode())
     )
     whole = pl.concat([judgments.filter(pl.col("kind") != "rating"), _as_ratings(combined, judgments)])
     return whole, marked.filter(~pl.col("_complete")).drop("_complete")
@@ -39,7 +40,7 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
     """One row per answer and source.
 
     Args:
-        judgments: kinds rating, label, rank and demonstration; ratings within `scale`.
+        judgments: kinds rating, label, rank and demonstration; ratings within `scale`; `raw_ref` is a list.
         scale: (lowest, highest) of the ratings; the reward is then 0 at the lowest and 1 at the highest. Without it
             the reward is the rating.
 
@@ -67,7 +68,7 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
             ),
             label=pl.when(label > 0.5).then(True).when(label < 0.5).then(False),
             votes=pl.len().cast(pl.Int64),
-            raw_ref=pl.col("raw_ref").unique().sort(),
+            raw_ref=pl.col("raw_ref").explode().unique().sort(),
         )
         .sort("prompt_id", "completion_id", "source")
     )

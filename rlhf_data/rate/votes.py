@@ -29,7 +29,7 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
     """One row per unordered pair and source, the answer with the larger share of votes as chosen.
 
     Args:
-        judgments: rows of kind comparison.
+        judgments: rows of kind comparison; `raw_ref` is a list.
         method: a name of METHODS.
 
     Returns:
@@ -52,7 +52,7 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
         first=METHODS[method](pl.col("first")),
         second=METHODS[method](pl.col("second")),
         votes=pl.len().cast(pl.Int64),
-        raw_ref=pl.col("raw_ref").unique().sort(),
+        raw_ref=pl.col("raw_ref").explode().unique().sort(),
     )
     first = pl.col("first") >= pl.col("second")
     return grouped.select(

@@ -48,6 +48,7 @@ def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.D
             unit="pair" if table == "paired" else "completion",
             rows=manifest["rows"],
             n=rows.height,
+            refused=quarantine.height,
             head=facts.headline(thin) if rows.height else None,
             licenses=licenses(manifest),
             **sections,

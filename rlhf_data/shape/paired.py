@@ -7,6 +7,7 @@ import polars as pl
 from rlhf_data import ids, tables
 from rlhf_data.accounting import Count
 from rlhf_data.shape.pairing import STRATEGIES
+from rlhf_data.shape.precedence import by_precedence
 
 AS_GIVEN = "as_given"
 
@@ -19,11 +20,12 @@ def to_paired(
     min_margin: float = 0.0,
     ties: str = "drop",
     seed: int = 0,
+    sources: list[str] | None = None,
 ) -> list[Count]:
     """Rated and compared → rows.parquet, the paired table without its texts.
 
     Compared pairs are taken as given, whatever the strategy; it is for rated answers. Two rows of the same two answers
-    are one pair: a compared one wins over one made from ratings, an earlier source over a later one.
+    are one pair: an earlier source wins over a later one, and in it a compared pair over one made from ratings.
 
     Args:
         inputs: "rate" (rated, compared) and "split" (splits).
@@ -32,6 +34,7 @@ def to_paired(
         min_margin: smallest gap of rewards, for pairs made from ratings.
         ties: "drop", or "soft" to keep a tie as preference 0.5.
         seed: of the keyed hashes.
+        sources: their names, in the spec's order.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
     compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
@@ -42,6 +45,7 @@ def to_paired(
         given if proposed is None else pl.concat([given, proposed.with_columns(preference=pl.lit(1.0))], how="diagonal")
     )
     kept, filtered = _choose(candidates, min_margin=min_margin, ties=ties)
+    kept = by_precedence(kept, sources)
     unordered = [pl.min_horizontal("chosen_id", "rejected_id"), pl.max_horizontal("chosen_id", "rejected_id")]
     pairs = kept.unique(unordered, keep="first", maintain_order=True)
     rows = pairs.with_columns(

@@ -6,6 +6,7 @@ import polars as pl
 
 from rlhf_data import tables
 from rlhf_data.accounting import Count
+from rlhf_data.shape.precedence import by_precedence
 
 SIDES = ["prompt_id", "source", "category", "raw_ref"]
 
@@ -18,6 +19,7 @@ def to_unpaired(
     threshold: float = 0.0,
     gap: float = 0.0,
     ties: str = "drop",
+    sources: list[str] | None = None,
 ) -> list[Count]:
     """Rated and compared → rows.parquet, the unpaired table without its texts.
 
@@ -29,12 +31,13 @@ def to_unpaired(
         threshold: see `label`.
         gap: rewards less than this far from the threshold or the mean are in a grey zone and left out.
         ties: an answer that won as much as it lost: "drop", or "soft" to keep it without a label.
+        sources: their names, in the spec's order: an answer that several hold is the first one's.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
     compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
     responses = unpair(compared)
     answers = pl.concat([rated, responses], how="diagonal")
-    once = answers.unique("completion_id", keep="first", maintain_order=True)
+    once = by_precedence(answers, sources).unique("completion_id", keep="first", maintain_order=True)
     labelled = once.with_columns(label=_label(label, threshold))
     reason = (
         pl.when(_grey(label, threshold, gap))

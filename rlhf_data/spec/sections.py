@@ -146,6 +146,10 @@ class Rate(Section):
             raise _refuse(f"scale goes from {self.scale[0]:g} to {self.scale[1]:g}; write [lowest, highest]")
         if (self.by == "aspects") != (self.aspects is not None):
             raise _refuse("by: aspects and aspects: {NAME: WEIGHT, …} belong together")
+        if self.scale is not None and self.by not in (None, "rating", "aspects"):
+            raise _refuse(f"scale is of ratings, and rate is by {self.by}; leave one of them out")
+        if "votes" in self.model_fields_set and self.by not in (None, "votes"):
+            raise _refuse(f"votes says how comparisons add up, and rate is by {self.by}; leave one of them out")
         return self
 
 
