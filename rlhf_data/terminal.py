@@ -47,7 +47,7 @@ def print_results(results: list[dict[str, Any]], as_json: bool) -> None:
             from rlhf_data.report.evaluation import text_lines
 
             for line in text_lines(result["evaluation"]):
-                print(f"  {line}")
+                print(f"  {line}".rstrip())
 
 
 def print_accounting(accounting: list[dict[str, Any]]) -> None:

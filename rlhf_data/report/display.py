@@ -67,6 +67,15 @@ def label(text: Any, limit: int = 64) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def model_name(reference: Any) -> str:
+    """A model's name from its reference: {path, gguf_file?, revision?}, or a text."""
+    if not isinstance(reference, dict):
+        return label(reference, 120)
+    parts = [reference.get("path"), reference.get("gguf_file")]
+    revision = f" at {reference['revision']}" if reference.get("revision") else ""
+    return label("/".join(str(part) for part in parts if part) + revision, 120)
+
+
 def count(n: Any) -> str:
     """A whole number with thousands separators."""
     return NOTHING if n is None else f"{int(n):,}".replace("-", "−")
@@ -159,7 +168,7 @@ def cell(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]|#~])", r"\\\1", label(text, 2000)).replace("<", "&lt;").replace(">", "&gt;")
 
 
-FILTERS = [shown, label, count, figure, short, percent, points, size, duration, when, listed, scalar, cell]
+FILTERS = [shown, label, model_name, count, figure, short, percent, points, size, duration, when, listed, scalar, cell]
 
 
 def _finalize(value: Any) -> Any:

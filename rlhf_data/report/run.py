@@ -3,7 +3,7 @@
 from typing import Any
 
 from rlhf_data.report.curves import curves
-from rlhf_data.report.display import duration, environment, figure, label
+from rlhf_data.report.display import duration, environment, figure, label, model_name
 from rlhf_data.report.evaluation import measures
 
 SAMPLES = 8
@@ -37,7 +37,7 @@ def run_page(
         environment()
         .get_template("run.html.j2")
         .render(
-            head={**head, **{name: _name(head[name]) for name in ("name", "rule", "model", "snapshot")}},
+            head={**head, "model": model_name(head["model"]) if head["model"] else None},
             about=manifest.get("about"),
             took=duration(head["seconds"]) if isinstance(head["seconds"], int | float) else None,
             measures=measures(evaluation),
@@ -67,12 +67,3 @@ def _flat(node: Any, path: str) -> Any:
     elif node is not None:
         # A setting is shown as it was written, so that it can be copied: 5e-07, not 5.00e−7.
         yield path.lstrip("."), label(f"{node:,}" if isinstance(node, int) else node, 160)
-
-
-def _name(value: Any) -> str | None:
-    """The name in a value that may be a mapping that has one."""
-    if isinstance(value, dict):
-        value = next((value[k] for k in ("name", "id", "path", "model", "rule", "run") if k in value), None)
-    if isinstance(value, str) and value.startswith(("/", "./", "../")):
-        value = value.rstrip("/").rpartition("/")[2]
-    return None if value is None else label(value, 120)

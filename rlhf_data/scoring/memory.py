@@ -83,4 +83,4 @@ def _group_limit() -> list[int]:
 
 
 def _gib(size: Any) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
