@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["build", "open_snapshot", "read_spec", "rule", "train"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Loaded at first use: `import rlhf_data` takes milliseconds.
     if name not in __all__:

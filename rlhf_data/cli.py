@@ -34,7 +34,7 @@ WorkspacePath = Annotated[Path, typer.Option("--workspace", "-w", help="Cache, s
 Variables = Annotated[list[str] | None, typer.Option("--var", help="NAME=VALUE for ${NAME} in the spec.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the spec, such as train.beta=0.2.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N records of each raw file: a quick look.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DEFAULT_WORKSPACE = Path(".rlhf")
 STOPPED = 130  # the exit code of Ctrl-C
 
@@ -133,7 +133,7 @@ def plan(
 
     pending, shown = False, []
     for one in _specs(spec, var, overrides, workspace):
-        waits = _waits_for(one, _workspace(workspace))
+        waits = _waits_for(one, _workspace(workspace), limit)
         planned = [] if waits else make_plan(one, _workspace(workspace), limit=limit)
         pending |= bool(waits) or any(not p.cached for p in planned)
         shown.append({
@@ -377,9 +377,13 @@ def deploy(
 
     Runs build, or train where the spec has a train section, on the spec's schedule. PREFECT_API_URL names the server.
     """
+    import importlib.util
     import subprocess
 
     from rlhf_data import tables
+
+    if importlib.util.find_spec("prefect") is None:
+        raise ImportError(name="prefect")
 
     specs = _specs(spec, var, None, workspace)
     flow = "train" if any(one.train is not None for one in specs) else "build"
@@ -417,11 +421,11 @@ def _workspace(root: Path) -> "Workspace":
     return Workspace(root)
 
 
-def _waits_for(spec: "Spec", workspace: "Workspace") -> list[str]:
+def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
     if spec.score is None or "run" not in spec.score.model:
         return []
     name = spec.score.model["run"]
-    return [] if workspace.model_of(name) else [name]
+    return [] if workspace.model_of(name, limit) else [name]
 
 
 def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str, Any]:

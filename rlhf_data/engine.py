@@ -1,18 +1,31 @@
 """The local engine: runs the steps of a plan, hands scorers to those that need one, trains and evaluates."""
 
+import fcntl
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_data import files, snapshot
 from rlhf_data.accounting import Count
-from rlhf_data.plan import Planned, Workspace, _digest, is_done, limited, plan, remember, resolve_model
+from rlhf_data.plan import (
+    Planned,
+    Workspace,
+    digest,
+    is_done,
+    limited,
+    package_version,
+    plan,
+    remember,
+    resolve_model,
+)
 from rlhf_data.spec.sections import Spec
 
 # Told of each step before and after it ran: (step, seconds or None while it runs, its counts).
@@ -95,16 +108,26 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     from rlhf_data.training import train as fit
 
     data = current_snapshot(spec, workspace, limit)
-    arguments = train_arguments(spec, workspace)
-    run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace)
-    fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    arguments = train_arguments(spec, workspace, limit)
+    run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
+    with _alone(run):
+        fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
     return run
 
 
-def train_arguments(spec: Spec, workspace: Workspace) -> dict[str, Any]:
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; a second one waits, and then finds the run finished."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, however it ends
+        yield
+
+
+def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
     assert spec.train is not None
     elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "lora", "rounds"}
@@ -113,7 +136,7 @@ def train_arguments(spec: Spec, workspace: Workspace) -> dict[str, Any]:
     return {
         **section,
         "seed": spec.seed,
-        "model": resolve_model(spec.train.model, workspace),
+        "model": resolve_model(spec.train.model, workspace, limit),
         "parameters": spec.train.parameters,
         "template": tokens.template or "chat",
         "max_length": tokens.max_length or 1024,
@@ -121,16 +144,22 @@ def train_arguments(spec: Spec, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace) -> str:
+def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int | None = None) -> str:
     """The name of a run: a digest of all that decides its result."""
-    from rlhf_data.scoring.identity import content_hash
+    from rlhf_data import rules
+    from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
 
-    arguments = train_arguments(spec, workspace)
-    arguments["model"] = content_hash(arguments["model"], workspace.root)
+    assert spec.train is not None
+    arguments = train_arguments(spec, workspace, limit)
+    model = arguments.pop("model")
     for speed_only in ("token_budget", "checkpoint_every"):
         arguments.pop(speed_only)
+    arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
+    tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
+    code = package_version("rules", "scoring", "training")
     score = snapshot.score_identity(data.manifest["score"])
-    return _digest([data.manifest["content_hash"], score, arguments])[:16]
+    weights = content_hash(model, workspace.root)
+    return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
 
 
 def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None) -> snapshot.Snapshot:
@@ -158,16 +187,16 @@ def evaluate(
         return None
     from rlhf_data.training import compare
 
-    settings = spec.evaluate.model_dump()
+    settings = spec.evaluate.model_dump() | {"code": _evaluation_code(spec.evaluate.verifier)}
     done = run / "evaluation.json"
     if done.is_file() and (result := json.loads(done.read_text()))["settings"] == settings:
         return result
-    arguments = train_arguments(spec, workspace)
+    arguments = train_arguments(spec, workspace, limit)
     result = compare(
         current_snapshot(spec, workspace, limit).path,
         before=arguments["model"],
         after={"path": str(run / "model")},
-        **settings,
+        **spec.evaluate.model_dump(),
         **{key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")},
         seed=spec.seed,
         cache=workspace.root,
@@ -177,6 +206,14 @@ def evaluate(
     _report_run(spec, run, result)
     files.write_text(done, json.dumps(result, indent=2, ensure_ascii=False))
     return result
+
+
+def _evaluation_code(verifier: str | None) -> str:
+    """Digest of the code that measures: ours, and the file of the verifier."""
+    own = package_version("scoring", "training")
+    module = importlib.util.find_spec(verifier.partition(":")[0]) if verifier else None
+    file = Path(module.origin) if module and module.origin else None
+    return own + (files.digest(file) if file and file.is_file() else "")
 
 
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:

@@ -3,12 +3,24 @@
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from xxhash import xxh3_128
+
+
+def _boot() -> str:
+    """What a container or a restart changes: process ids mean nothing across it."""
+    marks = (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid"))
+    return "".join(str(mark.readlink() if mark.is_symlink() else mark.read_text()) for mark in marks if mark.exists())
+
+
+# Names this machine, so that one which shares the folder does not take our work for a dead process's.
+_HERE = xxh3_128(f"{socket.gethostname()}:{_boot()}".encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -48,6 +60,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of ours holds; None where it is not there or damaged, as it can be made again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def digest(path: Path) -> str:
     """xxh3-128 of a file's bytes."""
     hasher = xxh3_128()
@@ -59,7 +79,7 @@ def digest(path: Path) -> str:
 
 def digests(paths: list[Path], remembered: Path) -> list[str]:
     """Digests of files; those whose path, size and time are as they were come from the JSON file `remembered`."""
-    known: dict[str, str] = json.loads(remembered.read_text()) if remembered.is_file() else {}
+    known: dict[str, str] = read_json(remembered) or {}
     keys = [_key(path) for path in paths]
     fresh = {key: digest(path) for key, path in zip(keys, paths, strict=True) if key not in known}
     if fresh:
@@ -69,16 +89,16 @@ def digests(paths: list[Path], remembered: Path) -> list[str]:
 
 def _key(path: Path) -> str:
     stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{_HERE}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left half done in `folder`."""
+    """Remove what killed processes of this machine left half done in `folder`."""
     for left in folder.glob(".*.tmp"):
-        pid = left.name.split(".")[-3]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
+        here, _, pid = left.name.split(".")[-3].rpartition("-")
+        if here == _HERE and Path("/proc").is_dir() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ output, so the step is cached.
 """
 
 import importlib.util
+import io
 import json
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +16,7 @@ from typing import Any
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from rlhf_data import files, tables
+from rlhf_data.snapshot import intact
 from rlhf_data.sources.places import find_files
 from rlhf_data.spec.sections import Source, Spec
 
@@ -47,12 +49,12 @@ class Workspace:
     def last(self, name: str, limit: int | None) -> Path:
         return self.root / "last" / f"{limited(name, limit)}.json"
 
-    def model_of(self, name: str) -> Path | None:
-        """The trained model of the latest run of a spec, if there is one."""
-        latest = self.runs(name) / "latest"
+    def model_of(self, name: str, limit: int | None = None) -> Path | None:
+        """The trained model of the latest run of a spec, if there is one; in a quick look, that of its quick look."""
+        latest = self.runs(limited(name, limit)) / "latest"
         if not latest.is_file():
-            return None
-        model = self.runs(name) / latest.read_text(encoding="utf-8").strip() / "model"
+            return None if limit is None else self.model_of(name)
+        model = latest.parent / latest.read_text(encoding="utf-8").strip() / "model"
         return model if model.is_dir() else None
 
 
@@ -96,7 +98,7 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
         ValueError: raw files or a model that are not there.
     """
     last_file = workspace.last(spec.name, limit)
-    last = json.loads(last_file.read_text()) if last_file.is_file() else {}
+    last = files.read_json(last_file) or {}
     planned: dict[str, Planned] = {}
     for step in steps(spec, workspace, limit=limit):
         facts = {
@@ -105,7 +107,7 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
             # A list: the order of a step's inputs is the order of the sources, and decides which one names a text.
             "inputs": [[key, planned[name].fingerprint] for key, name in step.inputs.items()],
         }
-        fingerprint = _digest([step.name, step.function, facts])
+        fingerprint = digest([step.name, step.function, facts])
         done = is_done(workspace.step(fingerprint))
         why = "" if done else _why(last.get(step.name), facts, [planned[name] for name in step.inputs.values()])
         planned[step.name] = Planned(step, fingerprint, why)
@@ -145,12 +147,12 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     weight = {"table": spec.shape.to, **spec.weigh.weight.model_dump()}
     made.append(Step("weigh", "rlhf_data.weigh.weight:weigh", {"shape": "shape"}, weight))
     if spec.score is not None:
-        made.append(_score_step(spec, text, workspace))
+        made.append(_score_step(spec, text, workspace, limit))
     made.append(_publish_step(spec, made, text, limit, workspace))
     return made
 
 
-def resolve_model(reference: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+def resolve_model(reference: dict[str, Any], workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """A model reference with {run: NAME} replaced by the folder of that run's model.
 
     Raises:
@@ -158,7 +160,7 @@ def resolve_model(reference: dict[str, Any], workspace: Workspace) -> dict[str, 
     """
     if "run" not in reference:
         return reference
-    folder = workspace.model_of(reference["run"])
+    folder = workspace.model_of(reference["run"], limit)
     if folder is None:
         raise ValueError(
             f"no trained run of {reference['run']!r} in {workspace.root}: run that spec first, or the folder of both"
@@ -178,6 +180,14 @@ def code_version(function: str) -> str:
     contracts = sorted(p for p in Path(str(tables.folder("schemas"))).iterdir() if p.suffix == ".yaml")
     hasher = xxh3_128()
     for path in [*own, *(root / name for name in SHARED), *contracts]:
+        hasher.update(path.name.encode() + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def package_version(*names: str) -> str:
+    """Digest of the source of whole packages of ours."""
+    root, hasher = Path(__file__).parent, xxh3_128()
+    for path in sorted(path for name in names for path in (root / name).glob("*.py")):
         hasher.update(path.name.encode() + path.read_bytes())
     return hasher.hexdigest()
 
@@ -217,17 +227,18 @@ def _shape_step(spec: Spec) -> Step:
     return Step("shape", "rlhf_data.shape.unpaired:to_unpaired", inputs, parameters)
 
 
-def _score_step(spec: Spec, text: str, workspace: Workspace) -> Step:
+def _score_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
     from rlhf_data import rules
-    from rlhf_data.scoring.identity import content_hash, tokenizer_hash
+    from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
 
     assert spec.score is not None
     partners = spec.train is not None and "mismatched_id" in rules.columns(spec.train.rule)
-    model = resolve_model(spec.score.model, workspace)
+    model = resolve_model(spec.score.model, workspace, limit)
     recipe = spec.score.model_dump(exclude={"model", "references"})
     parameters = {"table": spec.shape.to, "partners": partners, "seed": spec.seed, "score": {**recipe, "model": model}}
     recipe.pop("token_budget")
     identity = {
+        "template_text": template_text(spec.score.template),
         "model": content_hash(model, workspace.root),
         "tokenizer": tokenizer_hash(model, workspace.root),
         **recipe,
@@ -237,7 +248,7 @@ def _score_step(spec: Spec, text: str, workspace: Workspace) -> Step:
 
 
 def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:
-    lock = spec.model_dump_json(exclude_unset=True)  # as it was written: it can be built again
+    lock = _as_yaml(spec.model_dump(exclude_unset=True))  # as it was written: it can be built again
     inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text}
     to = limited(spec.publish.to.rstrip("/"), limit)
     sources = {
@@ -262,7 +273,7 @@ def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, 
         "sources": sources,
         "limit": limit,
     }
-    spec_hash = _digest(json.loads(lock))
+    spec_hash = digest(lock)
     return Step(
         "publish",
         "rlhf_data.snapshot:publish",
@@ -272,11 +283,20 @@ def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, 
     )
 
 
+def _as_yaml(tree: dict[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    YAML(typ="rt").dump(tree, text)
+    return text.getvalue()
+
+
 def is_done(step: Path) -> bool:
-    """Whether a step's folder holds its result; not where it is a publish step's and the snapshot has been removed."""
+    """Whether a step's folder holds its result: of a publish step, that its snapshot is whole."""
+    if not (step / "_SUCCESS").is_file():
+        return False
     pointer = step / "snapshot.json"
-    published = not pointer.is_file() or (Path(json.loads(pointer.read_text())["path"]) / "_SUCCESS").is_file()
-    return published and (step / "_SUCCESS").is_file()
+    return not pointer.is_file() or intact(Path((files.read_json(pointer) or {}).get("path", "")))
 
 
 def _why(last: dict[str, Any] | None, facts: dict[str, Any], inputs: list[Planned]) -> str:
@@ -302,7 +322,7 @@ def _change(key: str, old: Any, new: Any) -> str:
     return f"{key}: {short[0]} → {short[1]}"
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     return xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
 

@@ -6,6 +6,7 @@
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +31,9 @@ SCORES = (
 )  # fmt: skip
 
 
+TEXTS = ("prompt", "chosen", "rejected", "completion")
+
+
 class ExpectationError(ValueError):
     """The rows are not what the spec expects, so nothing was published."""
 
@@ -39,7 +43,10 @@ class Snapshot:
 
     def __init__(self, path: Path | str) -> None:
         self.path = resolve(Path(path))
-        self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = files.read_json(self.path / "manifest.json")
+        if manifest is None:
+            raise ValueError(f"{self.path / 'manifest.json'} is damaged: remove the snapshot and build it again")
+        self.manifest: dict[str, Any] = manifest
 
     @property
     def id(self) -> str:
@@ -84,6 +91,21 @@ def resolve(path: Path) -> Path:
     return path
 
 
+def intact(snapshot: Path) -> bool:
+    """Whether every file of a finished snapshot is there, the data as long as when they were written."""
+    manifest = files.read_json(snapshot / "manifest.json")
+    beside = ("_SUCCESS", "README.md", "report.html", "spec.lock.yaml", "quarantine/quarantine.parquet")
+    return (
+        manifest is not None
+        and all((snapshot / name).is_file() for name in beside)
+        and all(_length(snapshot / file["path"]) == file["bytes"] for file in manifest["files"])
+    )
+
+
+def _length(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
 def publish(
     inputs: dict[str, Path],
     out: Path,
@@ -122,22 +144,28 @@ def publish(
     rows = tables.read(inputs["rows"] / "rows.parquet", f"{table}_rows")
     quarantine = pl.concat(
         [tables.empty("quarantine")]
-        + [tables.read(p, "quarantine") for f in inputs.values() if (p := f / "quarantine.parquet").is_file()]
+        + [
+            tables.read(p, "quarantine")
+            for f in dict.fromkeys(inputs.values())
+            if (p := f / "quarantine.parquet").is_file()
+        ]
     )
     if limit is not None:  # a quick look has fewer rows than is expected of the whole
         expect = {key: value for key, value in expect.items() if key != "rows"}
     _expect(rows.height, quarantine, counts, expect)
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
-    content = content_hash(rows)
+    whole = _with_texts(rows, inputs["text"], table)
+    content = content_hash(whole)
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
-    same = _latest_with(versions, content, recipe, about, licenses)
+    said = {"about": about, "quarantine_hash": content_hash(quarantine)}
+    same = _latest_with(versions, content, recipe, said, licenses)
     if same is None:
         manifest = {
             "format": 1,
             "name": name,
-            "about": about,
+            **said,
             "table": table,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "content_hash": content,
@@ -151,15 +179,15 @@ def publish(
             "limit": limit,
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
-        same = _write(versions, manifest, _with_texts(rows, inputs["text"], table), quarantine, spec_lock)
+        same = _write(versions, manifest, whole, quarantine, spec_lock)
     set_latest(same)
     (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
     return []
 
 
 def content_hash(rows: pl.DataFrame) -> str:
-    """Digest of the data columns of narrow rows, in their order; the ids in them stand for the texts."""
-    data = rows.drop([column for column in SCORES if column in rows.columns])
+    """Digest of a table's data columns, in the rows' order; ids stand for texts."""
+    data = rows.drop([column for column in (*SCORES, *TEXTS) if column in rows.columns])
     digest = xxh3_128()
     for part in data.iter_slices(50_000):
         for row in part.select(pl.struct(pl.all()).struct.json_encode()).to_series():
@@ -180,17 +208,33 @@ def _expect(rows: int, quarantine: pl.DataFrame, counts: list[Count], expect: di
         failed.append(f"expect.rows: {rows} rows, fewer than {fewest}")
     if most is not None and rows > most:
         failed.append(f"expect.rows: {rows} rows, more than {most}")
+    if not rows:
+        went = Counter[str]()
+        for count in counts:
+            went.update(count.quarantined)
+            went.update(count.filtered)
+        reasons = ", ".join(f"{reason} {n}" for reason, n in went.most_common(5))
+        failed.append(f"no row is left; they went to: {reasons or 'nowhere, the sources are empty'}")
     limit = expect.get("quarantine_rate")
-    rate = quarantine.height / max(1, sum(count.rows_in for count in counts if count.unit == "records"))
+    rate = quarantine.height / max(1, _read(counts))
     if limit is not None and rate > limit:
         codes = quarantine["code"].value_counts(sort=True).head(5)
         reasons = ", ".join(f"{code} {n}" for code, n in codes.iter_rows())
         failed.append(
-            f"expect.quarantine_rate: {quarantine.height} rows are refused, {rate:.1%} of the records, "
+            f"expect.quarantine_rate: {quarantine.height} rows are refused, {rate:.1%} of what was read, "
             f"more than {limit:.1%}: {reasons}"
         )
     if failed:
         raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))
+
+
+def _read(counts: list[Count]) -> int:
+    """How much was read: observations, or records where those are more."""
+    entered: dict[str, int] = {}
+    for count in counts:
+        if count.unit in ("records", "observations"):
+            entered[count.step] = max(entered.get(count.step, 0), count.rows_in)
+    return sum(entered.values())
 
 
 def _records(counts: list[Count], source: str) -> int:
@@ -220,18 +264,20 @@ def _latest_id(versions: Path) -> str | None:
 
 
 def _latest_with(
-    versions: Path, content: str, recipe: dict[str, Any] | None, about: str, licenses: dict[str, str | None]
+    versions: Path, content: str, recipe: dict[str, Any] | None, said: dict[str, Any], licenses: dict[str, str | None]
 ) -> Path | None:
-    """The latest snapshot, if it is whole and has this content, scored by this recipe, and its card says the same."""
+    """The latest snapshot, if it is whole, has this content, scored by this recipe, and says the same beside it."""
     try:
         latest = Snapshot(versions)
     except (ValueError, OSError):
+        return None
+    if not intact(latest.path):
         return None
     told = latest.manifest
     same = (
         told["content_hash"] == content
         and score_identity(told["score"]) == score_identity(recipe)
-        and told["about"] == about
+        and said.items() <= told.items()
         and {name: source["license"] for name, source in told["sources"].items()} == licenses
     )
     return latest.path if same else None

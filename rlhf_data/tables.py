@@ -166,8 +166,15 @@ def write_parts(frame: pl.DataFrame, paths: list[Path], name: str) -> None:
 
 
 def read(path: Path, name: str) -> pl.DataFrame:
-    """Read a table that `write` wrote and check it again."""
-    return validate(scan(path, name), name)
+    """Read a table that `write` wrote and check it again.
+
+    Raises:
+        ContractError: it is not there, damaged, or does not keep its contract.
+    """
+    try:
+        return validate(scan(path, name).collect(), name)
+    except pl.exceptions.PolarsError as error:
+        raise ContractError(f"{path} is damaged: remove {path.parent} and run again ({error})") from None
 
 
 def scan(path: Path | list[Path], name: str) -> pl.LazyFrame:
@@ -180,7 +187,10 @@ def scan(path: Path | list[Path], name: str) -> pl.LazyFrame:
         frame = pl.scan_parquet(path, glob=False)
         found = dict(frame.collect_schema())
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ContractError(f"{name}: cannot read {path}: {error}") from None
+        place = path[0].parent if isinstance(path, list) else path.parent
+        raise ContractError(
+            f"{name}: cannot read a table in {place}: remove that folder and run again ({error})"
+        ) from None
     wanted = columns(name)
     if found != wanted:
         wrong = [c for c in wanted.keys() | found.keys() if wanted.get(c) != found.get(c)]

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"report"},
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
-    "plan": {*BASE, "spec", "sources", "rules", "scoring"},
+    "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
 }
 # Third-party packages that a part runs without.
 BARE = {"polars", "pandera", "prefect", "duckdb", "datasets", "pydantic"}

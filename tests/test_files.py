@@ -59,13 +59,15 @@ def test_a_folder_that_cannot_take_its_place_is_an_error(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_swept_away_and_a_living_ones_is_not(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    (tmp_path / f".x.{int(dead.stdout)}.0badcafe.tmp").mkdir()
-    living = tmp_path / f".x.{os.getpid()}.0badcafe.tmp"
+    (tmp_path / f".x.{files._HERE}-{int(dead.stdout)}.0badcafe.tmp").mkdir()
+    living = tmp_path / f".x.{files._HERE}-{os.getpid()}.0badcafe.tmp"
+    elsewhere = tmp_path / f".x.another-{int(dead.stdout)}.0badcafe.tmp"
     living.mkdir()
+    elsewhere.mkdir()
     (tmp_path / ".mine.tmp").touch()
     with files.whole_folder(tmp_path / "folder"):
         pass
-    assert {p.name for p in tmp_path.iterdir()} == {"folder", living.name, ".mine.tmp"}
+    assert {p.name for p in tmp_path.iterdir()} == {"folder", living.name, elsewhere.name, ".mine.tmp"}
 
 
 def test_a_digest_is_of_the_bytes_and_is_computed_again_only_if_the_file_changed(tmp_path, monkeypatch):

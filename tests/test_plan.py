@@ -156,7 +156,7 @@ def test_a_cache_that_was_emptied_runs_again_and_says_why(project):
 
 
 def test_a_map_of_numbers_booleans_and_texts_can_be_planned(project):
-    project.raw([{"q": "x", "a": "y", "verdict": 1}, {"q": "x", "a": "z", "verdict": "tie"}])
+    project.raw([{"q": "x", "a": "y", "verdict": "no"}, {"q": "x", "a": "z", "verdict": "tie"}])
     columns = (
         "{prompt: q, completion: a, label: {from: verdict, map: {1: true, no: false, tie: null, 2024-01-01: false}}}"
     )

@@ -106,6 +106,7 @@ def accounting(counts: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "lines": lines,
         "kinds": [kind for kind in LEFT if any(line["sums"][kind] for line in lines)],
-        "totals": {kind: sum(line["sums"][kind] for line in lines) for kind in LEFT},
+        # A refused record stands under observations too: it is one refusal.
+        "totals": {kind: sum(line["sums"][kind] for line in lines if line["unit"] != "records") for kind in LEFT},
         "holds": not any(line["lost"] for line in lines),
     }

@@ -12,10 +12,14 @@ without changing its meaning is refused by code:
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
+
+from rlhf_data.scoring.identity import template_text
+
+# Part of the key of every stored encoding: raise it whenever the same text, tokenizer and lengths give other ids.
+ENCODING = 1
 
 Message = dict[str, str]
 
@@ -84,12 +88,28 @@ def encode_prompts(
     Raises:
         ValueError: a prompt that would be refused.
     """
-    rendered = _render_all(tokenizer, prompts, [""] * len(prompts), template)
-    ids = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, max_prompt_length)
-    for prompt, row, (before, _) in zip(prompts, rendered, ids, strict=True):
-        if code := row.refused or (None if before else "prompt.empty"):
+    encoded = _prompts(tokenizer, prompts, template, max_prompt_length)
+    for prompt, (_, code) in zip(prompts, encoded, strict=True):
+        if code:
             raise ValueError(f"a prompt cannot be encoded ({code}): {str(prompt)[:200]}")
-    return [before for before, _ in ids]
+    return [ids for ids, _ in encoded]
+
+
+def refused_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], *, template: str, max_prompt_length: int
+) -> list[str | None]:
+    """Why each prompt cannot be encoded, by code; None where it can."""
+    return [code for _, code in _prompts(tokenizer, prompts, template, max_prompt_length)]
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], template: str, limit: int
+) -> list[tuple[list[int], str | None]]:
+    rendered = _render_all(tokenizer, prompts, [""] * len(prompts), template)
+    encoded = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, limit)
+    return [
+        (ids, row.refused or (None if ids else "prompt.empty")) for row, (ids, _) in zip(rendered, encoded, strict=True)
+    ]
 
 
 def prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
@@ -101,16 +121,6 @@ def prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
             "completions at least 1 of the rest"
         )
     return limit
-
-
-def template_text(template: str) -> str:
-    """What identifies a template beside the tokenizer: its name, or a file's content."""
-    if template in ("chat", "plain"):
-        return template
-    path = Path(template)
-    if not path.is_file():
-        raise ValueError(f"template is {template!r}: it must be chat, plain, or the path of a .jinja file")
-    return path.read_text()
 
 
 def _render_all(

@@ -42,6 +42,16 @@ def tokenizer_hash(reference: dict[str, Any], cache: Path) -> str:
     return _files_hash(found, cache)
 
 
+def template_text(template: str) -> str:
+    """What identifies a template beside the tokenizer: its name, or a file's content."""
+    if template in ("chat", "plain"):
+        return template
+    path = Path(template)
+    if not path.is_file():
+        raise ValueError(f"template is {template!r}: it must be chat, plain, or the path of a .jinja file")
+    return path.read_text()
+
+
 def find(reference: dict[str, Any]) -> Path:
     """The folder of a model, fetched into the hub's own cache if `path` is a hub id."""
     unknown = set(reference) - {"path", "gguf_file", "revision"}

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
 Layout = Literal["packed", "padded"]
+# Part of the key of every score: raise it whenever the same ids and weights give other log-probs.
+NUMERICS = 1
 _ATTENTION = "rlhf_data_groups"
 _CHUNK_ROWS = 256  # rows of logits alive at a time: 50 MB in float32 for a vocabulary of 49,152
 

@@ -16,7 +16,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load(
-    reference: dict[str, Any], *, dtype: str = "auto", device: str = "auto", cache: Path
+    reference: dict[str, Any],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    max_length: int | None = None,
+    cache: Path,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in eval mode: no dropout in any pass of ours.
 
@@ -27,15 +32,24 @@ def load(
         reference: {"path", "gguf_file"?, "revision"?}.
         dtype: "auto" (see `dtype_name`), "float32", "bfloat16" or "float16".
         device: "auto" takes the first CUDA device, else the CPU.
+        max_length: most tokens that it will read at once.
         cache: a folder for digests and dequantised models.
 
     Raises:
-        ValueError: no such model, file or dtype.
+        ValueError: no such model, file or dtype, or fewer positions than `max_length`.
     """
     device = device_name(device)
-    model = AutoModelForCausalLM.from_pretrained(
-        _plain_folder(reference, cache), dtype=_DTYPES[dtype_name(dtype, device)], local_files_only=True
-    )
+    folder, precision = _plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
+    except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
+        raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length is not None and max_length > positions:
+        raise ValueError(
+            f"max_length is {max_length}, but {reference['path']} has {positions} positions: "
+            f"set max_length: {positions}, or less"
+        )
     model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
     return model.eval(), load_tokenizer(reference, cache=cache)
 

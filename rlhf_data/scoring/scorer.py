@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data.scoring import identity, models
-from rlhf_data.scoring.encode import encode, prompt_limit, template_text
-from rlhf_data.scoring.logprobs import Group, Layout, default_budget, layout_of, plan, size, token_logps
+from rlhf_data.scoring.encode import ENCODING, encode, prompt_limit
+from rlhf_data.scoring.logprobs import NUMERICS, Group, Layout, default_budget, layout_of, plan, size, token_logps
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
@@ -95,8 +95,11 @@ def score(
     }
     tokenizer_digest = identity.tokenizer_hash(model, cache)
     lengths = {"max_length": max_length, "max_prompt_length": limit}
-    scores = ScoreStore(store, numeric)
-    index = Index(store, {"tokenizer_hash": tokenizer_digest, "template": template_text(template)} | lengths)
+    scores = ScoreStore(store, numeric | {"code": NUMERICS})
+    index = Index(
+        store,
+        {"tokenizer_hash": tokenizer_digest, "template": identity.template_text(template), "code": ENCODING} | lengths,
+    )
 
     asked = _request_ids(requests)
     found = index.find(asked.unique())
@@ -104,7 +107,7 @@ def score(
     run = {"scored": 0, "tokens": 0}
     if missing.num_rows:
         tokenizer = models.load_tokenizer(model, cache=cache)
-        load = partial(_runner, model, numeric["dtype"], device, token_budget, cache, progress)
+        load = partial(_runner, model, numeric["dtype"], device, max_length, token_budget, cache, progress)
         encode_texts = partial(encode, tokenizer, template=template, max_length=max_length, max_prompt_length=limit)
         segments = _segments(requests, missing, encode_texts)
         with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
@@ -118,7 +121,7 @@ def score(
         **numeric,
         "tokenizer_hash": tokenizer_digest,
         "template": template,
-        "template_hash": xxh3_128_hexdigest(f"{tokenizer_digest}:{template_text(template)}".encode()),
+        "template_hash": xxh3_128_hexdigest(f"{tokenizer_digest}:{identity.template_text(template)}".encode()),
         **lengths,
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
@@ -202,9 +205,15 @@ def _groups(items: Sequence[_Item], token_budget: int, layout: Layout) -> list[t
 
 
 def _runner(
-    reference: dict[str, Any], dtype: str, device: str, token_budget: int | None, cache: Path, progress: bool
+    reference: dict[str, Any],
+    dtype: str,
+    device: str,
+    max_length: int,
+    token_budget: int | None,
+    cache: Path,
+    progress: bool,
 ) -> _Runner:
-    model, _ = models.load(reference, dtype=dtype, device=device, cache=cache)
+    model, _ = models.load(reference, dtype=dtype, device=device, max_length=max_length, cache=cache)
     budget = token_budget or default_budget(model)
     say(in_words(preflight(model, budget)), shown=progress)
     return _Runner(model, layout_of(model), budget)

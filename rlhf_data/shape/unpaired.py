@@ -27,10 +27,12 @@ def to_unpaired(
         inputs: "rate" (rated, compared) and "split" (splits).
         out: gets rows.parquet.
         label: where `label` comes from: "source" (what the source says; for compared answers, the sign of the reward),
-            "threshold" (reward at least `threshold`) or "prompt_mean" (reward at least the mean of the prompt's).
+            "threshold" (reward at least `threshold`) or "prompt_mean" (reward above the mean of its
+            prompt's in its source).
         threshold: see `label`.
         gap: rewards less than this far from the threshold or the mean are in a grey zone and left out.
-        ties: an answer that won as much as it lost: "drop", or "soft" to keep it without a label.
+        ties: an answer that won as much as it lost, or that is its prompt's mean: "drop", or "soft" to keep it without
+            a label.
         sources: their names, in the spec's order: an answer that several hold is the first one's.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
@@ -42,7 +44,7 @@ def to_unpaired(
     reason = (
         pl.when(_grey(label, threshold, gap))
         .then(pl.lit("label in the grey zone"))
-        .when(pl.lit(ties == "drop") & pl.col("label").is_null() & (pl.col("reward") == 0.0) & pl.col("_compared"))
+        .when(pl.lit(ties == "drop") & pl.col("label").is_null() & _undecided(label))
         .then(pl.lit("tie"))
     )
     judged = labelled.with_columns(_reason=reason.otherwise(pl.lit(None, dtype=pl.String)))
@@ -99,15 +101,31 @@ def unpair(compared: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _middle(label: str, threshold: float) -> pl.Expr:
-    return pl.lit(threshold) if label == "threshold" else pl.col("reward").sort().mean().over("prompt_id")
+def _above(label: str, threshold: float) -> pl.Expr:
+    """How far the reward is above what divides desirable from undesirable."""
+    if label == "threshold":
+        return pl.col("reward") - threshold
+    mean = pl.col("reward").sort().mean().over("prompt_id", "source")  # of one scale
+    return (pl.col("reward") - mean).round(12)  # equal rewards are their mean, whatever their sum rounds to
 
 
 def _label(label: str, threshold: float) -> pl.Expr:
-    return pl.col("label") if label == "source" else pl.col("reward") >= _middle(label, threshold)
+    if label == "source":
+        return pl.col("label")
+    above = _above(label, threshold)
+    # A reward at the threshold is desirable, as it says; one that equals its prompt's mean says nothing.
+    at = pl.lit(True if label == "threshold" else None, dtype=pl.Boolean)
+    return pl.when(above != 0.0).then(above > 0.0).when(above == 0.0).then(at)
+
+
+def _undecided(label: str) -> pl.Expr:
+    """Whether a row without a label has a reward that is no reason for one."""
+    if label == "prompt_mean":
+        return pl.col("reward").is_not_null()
+    return pl.col("_compared") & (pl.col("reward") == 0.0)
 
 
 def _grey(label: str, threshold: float, gap: float) -> pl.Expr:
     if label == "source":
         return pl.lit(False)
-    return ((pl.col("reward") - _middle(label, threshold)).abs() < gap).fill_null(False)
+    return (_above(label, threshold).abs() < gap).fill_null(False)

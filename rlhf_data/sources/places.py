@@ -1,6 +1,7 @@
 """Where the raw files of a source are."""
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ def find_files(path: Any) -> dict[str, list[Path]]:
         return {}
     named = path if isinstance(path, dict) else {"raw": path}
     return {
-        table: [file for place in ([places] if isinstance(places, str) else places) for file in _matches(place)]
+        table: _once(file for place in ([places] if isinstance(places, str) else places) for file in _matches(place))
         for table, places in named.items()
     }
+
+
+def _once(found: Iterable[Path]) -> list[Path]:
+    """Each file once, however many of the places name it."""
+    return list({file.resolve(): file for file in reversed(list(found))}.values())[::-1]
 
 
 def _matches(place: str) -> list[Path]:

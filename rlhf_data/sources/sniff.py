@@ -171,9 +171,7 @@ def _column_lines(columns: Mapping[str, Any], types: Mapping[str, pl.DataType], 
         text = _flow(source)
         if role in ("label", "preference") and isinstance(source, str) and types[source] == pl.String:
             seen = cells.table(raw, {source: pl.String()}).frame[source].drop_nulls().unique().sort().head(5).to_list()
-            lines.append(
-                f"      {role}: {{from: {text}, map: {{FILL: 1, IN: 0}}}}      # which value means what? seen:"
-            )
+            lines.append(f"      {role}: {{from: {text}, map: {{FILL_IN: 1}}}}      # which value means what? seen:")
             lines += [f"        # {' '.join(value.split())[:60]}" for value in seen]
         else:
             lines.append(f"      {role}: {text}")

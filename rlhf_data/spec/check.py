@@ -52,6 +52,7 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         yield from _expression(("weigh", "weight", "row"), spec.weigh.weight.row, rows, wanted=None)
     if spec.weigh.weight.label is not None and spec.shape.to == "paired":
         yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
+    yield from _polarity(spec)
     for unknown in (spec.weigh.weight.source or {}).keys() - spec.sources.keys():
         yield ("weigh", "weight", "source", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
     for name in sorted(runs_wanted(spec) - names):
@@ -86,6 +87,17 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
             ("evaluate",),
             f"no rows are held out for {spec.evaluate.split}; add split: {{{spec.evaluate.split}: 0.1}}",
         )
+
+
+def _polarity(spec: Spec) -> Iterator[Found]:
+    """A scale is of the ratings after `polarity` has turned them round."""
+    turned = [
+        name for name, source in spec.sources.items() if "lower_is_better" in str((source.columns or {}).get("rating"))
+    ]
+    if turned and spec.rate.scale is not None and spec.rate.scale[0] >= 0:
+        low, high = spec.rate.scale
+        names = ", ".join(turned)
+        yield ("rate", "scale"), f"polarity makes the ratings of {names} negative; write [{-high:g}, {-low:g}]"
 
 
 def _starts_from(spec: Spec, part: str, name: str) -> bool:

@@ -16,8 +16,9 @@ from xxhash import xxh3_64_intdigest
 from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.logprobs import Group
 
-_PAIRED = ("pair_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
+_PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
+_LENGTHS = {"chosen": "chosen_n_tokens", "rejected": "rejected_n_tokens", "completion": "n_tokens"}
 _TEXTS = {"prompt", "chosen", "rejected", "completion"}
 
 
@@ -117,6 +118,8 @@ def read_rows(
     _require(columns, filled, kept, ids, purpose)
     if not soft:
         _refuse_soft(columns["preference"], kept, ids, purpose)
+    if any(name.startswith("ref_") for name in filled):
+        _check_lengths(table, encoded, kept, ids)
     groups = [Group(encoded[names[0]].prompt_ids[i], [encoded[n].completion_ids[i] for n in names]) for i in kept]
     partners = "mismatched" in encoded
     return Rows(
@@ -186,6 +189,21 @@ def _require(
         raise ValueError(
             f"{rule} needs {name}, which is empty in {len(empty)} of {len(rows)} rows (first {empty[0]}): {cure}"
         )
+
+
+def _check_lengths(table: pa.Table, encoded: dict[str, Encoded], rows: Sequence[int], ids: Sequence[str]) -> None:
+    """ValueError where a completion has other tokens than when its reference was scored, told by their number."""
+    for name, column in _LENGTHS.items():
+        if name in encoded and column in table.column_names:
+            stored = table[column].to_pylist()
+            now = [len(completion) for completion in encoded[name].completion_ids]
+            if differing := [i for i in rows if stored[i] is not None and stored[i] != now[i]]:
+                i = differing[0]
+                raise ValueError(
+                    f"{len(differing)} rows have other tokens than when their references were scored (first {ids[i]}: "
+                    f"{name} had {stored[i]} tokens, has {now[i]}): the policy's tokenizer or template is not the "
+                    "reference's; score with the policy's"
+                )
 
 
 def _refuse_soft(preferences: Sequence[float], rows: Sequence[int], ids: Sequence[str], rule: str) -> None:

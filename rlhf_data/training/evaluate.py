@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_data.scoring import models
-from rlhf_data.scoring.encode import Message, prompt_limit
+from rlhf_data.scoring.encode import Message, prompt_limit, refused_prompts
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
@@ -30,11 +31,15 @@ class Margins(NamedTuple):
         margin: log π(chosen) − log π(rejected), nats.
         log_ratio_margin: the same minus the stored reference's; None where the snapshot is not scored.
         groups: of each pair, for a line each.
+        prompts: the prompt of each pair: pairs of one prompt do not speak for themselves.
+        dropped: pairs that could not be measured, by code.
     """
 
     margin: np.ndarray
     log_ratio_margin: np.ndarray | None
     groups: list[str | None]
+    prompts: list[str]
+    dropped: dict[str, int]
 
 
 class Answers(NamedTuple):
@@ -88,9 +93,10 @@ def compare(
         progress: whether bars are shown.
 
     Returns:
-        {"split", "by", "measures", "samples"}. A measure is {"name", "about", "share", "lines"}, a line {"group" (None
-        for all), "n", "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 %
-        bootstrap interval, that of the difference over paired differences.
+        {"split", "by", "measures", "left_out", "samples"}. `left_out` counts pairs and prompts that could not be
+        encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for all), "n",
+        "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 % bootstrap
+        interval, that of the difference over paired differences.
 
     Raises:
         ValueError: no such split or verifier.
@@ -102,14 +108,18 @@ def compare(
         "max_prompt_length": prompt_limit(max_length, max_prompt_length),
     }
     measures, shown = [], []
+    left_out: dict[str, int] = {}
     if "chosen" in table.column_names:
         recipe = manifest_of(snapshot).get("score")
         numeric = {"dtype": dtype, "token_budget": token_budget, "cache": cache}
         sides = [pair_margins(model, table, by=by, recipe=recipe, **tokens, **numeric) for model in (before, after)]
         measures += _pair_measures(sides[0], sides[1], seed)
+        left_out |= sides[1].dropped
     if verifier is not None:
         rate = find_verifier(verifier)
-        asked = _distinct(table, by, prompts)
+        limit = tokens["max_prompt_length"]
+        asked, refused = _answerable(_distinct(table, by, prompts), after, template, limit, cache)
+        left_out |= refused
         settings = {"n": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "dtype": dtype}
         answers = [
@@ -117,10 +127,11 @@ def compare(
             for model in (before, after)
         ]
         about = f"mean of {verifier} over {samples} answers to each held-out prompt"
-        lines = _lines(answers[0].rewards, answers[1].rewards, [row[by] for row in asked] if by else [], seed)
+        groups, prompt_ids = [row[by] for row in asked] if by else [], [row["prompt_id"] for row in asked]
+        lines = _lines(answers[0].rewards, answers[1].rewards, groups, prompt_ids, seed)
         measures.append({"name": "verifier reward", "about": about, "share": False, "lines": lines})
         shown = [_sample(row, rate, *(side.texts[k][0] for side in answers)) for k, row in enumerate(asked[:_SHOWN])]
-    return {"split": split, "by": by, "measures": measures, "samples": shown}
+    return {"split": split, "by": by, "measures": measures, "left_out": left_out, "samples": shown}
 
 
 def pair_margins(
@@ -157,13 +168,14 @@ def pair_margins(
     if recipe is not None:
         check_encoding(recipe, encoding)
     filled = _REFERENCES if recipe is not None else ()
-    net, tokenizer = models.load(model, dtype=dtype, device="auto", cache=cache)
+    net, tokenizer = models.load(model, dtype=dtype, device="auto", max_length=max_length, cache=cache)
     rows = read_rows(table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", **encoding)
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
     logps = sequence_logps(policy, rows.groups).cpu().numpy()
     margin = logps[:, 0] - logps[:, 1]
     stored = [np.asarray(rows.columns[name]) for name in filled]
-    return Margins(margin, margin - (stored[0] - stored[1]) if stored else None, rows.columns[by] if by else [])
+    gained = margin - (stored[0] - stored[1]) if stored else None
+    return Margins(margin, gained, rows.columns[by] if by else [], rows.columns["prompt_id"], rows.dropped)
 
 
 def answer(
@@ -213,23 +225,35 @@ def find_verifier(name: str) -> Verifier:
     return cast("Verifier", found)
 
 
-def bootstrap(values: np.ndarray, seed: int) -> dict[str, float]:
-    """A mean with its 95 % percentile interval over 2,000 resamples; no wider than a point where n is 1."""
+def bootstrap(values: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, float]:
+    """A mean with its 95 % percentile interval over 2,000 resamples of the prompts, each with all its values.
+
+    Args:
+        values: (n,).
+        prompts: of each value; values of one prompt move together.
+        seed: of the resampling.
+    """
+    _, cluster = np.unique(np.asarray(prompts), return_inverse=True)
+    sums, counts = np.bincount(cluster, weights=values), np.bincount(cluster)
     rng = np.random.default_rng(seed)
-    means = [float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(_RESAMPLES)]
+    draws = (rng.integers(0, len(sums), len(sums)) for _ in range(_RESAMPLES))
+    means = [float(sums[drawn].sum() / counts[drawn].sum()) for drawn in draws]
     low, high = np.quantile(means, [0.025, 0.975])
     return {"value": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _pair_measures(before: Margins, after: Margins, seed: int) -> list[dict[str, Any]]:
     about = "share of held-out pairs whose chosen answer the policy finds likelier; a tie counts one half"
-    lines = _lines(_hits(before.margin), _hits(after.margin), after.groups, seed)
+    lines = _lines(_hits(before.margin), _hits(after.margin), after.groups, after.prompts, seed)
     measures = [{"name": "preference accuracy", "about": about, "share": True, "lines": lines}]
     if after.log_ratio_margin is not None:
         about = "share of held-out pairs whose chosen answer gained more on the reference than the rejected one"
         hits = _hits(after.log_ratio_margin)
         # The reference has gained nothing on itself: there is no figure before.
-        lines = [{**line, "before": None, "difference": None} for line in _lines(hits, hits, after.groups, seed)]
+        lines = [
+            {**line, "before": None, "difference": None}
+            for line in _lines(hits, hits, after.groups, after.prompts, seed)
+        ]
         measures.append({"name": "implicit reward accuracy", "about": about, "share": True, "lines": lines})
     return measures
 
@@ -238,16 +262,33 @@ def _hits(margin: np.ndarray) -> np.ndarray:
     return (margin > 0) + 0.5 * (margin == 0)
 
 
-def _lines(before: np.ndarray, after: np.ndarray, groups: Sequence[str | None], seed: int) -> list[dict[str, Any]]:
-    everyone = _line(None, before, after, seed)
+def _lines(
+    before: np.ndarray, after: np.ndarray, groups: Sequence[str | None], prompts: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
     names = sorted({name for name in groups if name is not None})
     members = {name: np.asarray([group == name for group in groups]) for name in names}
-    return [everyone, *(_line(name, before[m], after[m], seed) for name, m in members.items())]
+    everyone = {None: np.ones(len(after), dtype=bool)}
+    ids = np.asarray(prompts)
+    return [_line(name, before[m], after[m], ids[m], seed) for name, m in (everyone | members).items()]
 
 
-def _line(group: str | None, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any]:
+def _line(group: str | None, before: np.ndarray, after: np.ndarray, prompts: Any, seed: int) -> dict[str, Any]:
     sides = {"before": before, "after": after, "difference": after - before}
-    return {"group": group, "n": len(after)} | {name: bootstrap(values, seed) for name, values in sides.items()}
+    return {"group": group, "n": len(after)} | {
+        name: bootstrap(values, prompts, seed) for name, values in sides.items()
+    }
+
+
+def _answerable(
+    rows: list[dict[str, Any]], model: dict[str, Any], template: str, limit: int, cache: Path
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows whose prompts can be encoded, and how many cannot, by code."""
+    tokenizer = models.load_tokenizer(model, cache=cache)
+    codes = refused_prompts(tokenizer, [row["prompt"] for row in rows], template=template, max_prompt_length=limit)
+    kept = [row for row, code in zip(rows, codes, strict=True) if code is None]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} held-out prompts can be encoded: {dict(Counter(codes))}")
+    return kept, dict(Counter(code for code in codes if code))
 
 
 def _distinct(table: pa.Table, by: str | None, most: int | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
 from rlhf_data.scoring.encode import Message, encode_prompts
@@ -82,18 +82,23 @@ def _batch(
     for row, prompt in enumerate(prompts):  # padded on the left, so that all go on from the same place
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    # The whole distribution: a model's own generation config may hold top-k or top-p, and then we would sample another.
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
-    written = model.generate(  # pyright: ignore[reportCallIssue]: transformers types generate as a Module
-        ids.repeat_interleave(n, dim=0).to(model.device),
-        attention_mask=mask.repeat_interleave(n, dim=0).to(model.device),
+    own = model.generation_config
+    listed: Any = own.eos_token_id if own else None
+    ends: list[Any] = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed] if listed else [])]
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+    config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted(set(ends)),
         pad_token_id=tokenizer.eos_token_id,
         **sampling,
     )
+    # Set aside: its own may hold top-k, top-p or penalties, which `generate` mixes into whatever it is given.
+    model.generation_config = config
+    try:
+        written = model.generate(  # pyright: ignore[reportCallIssue]: transformers types generate as a Module
+            ids.repeat_interleave(n, dim=0).to(model.device),
+            attention_mask=mask.repeat_interleave(n, dim=0).to(model.device),
+        )
+    finally:
+        model.generation_config = own
     return written[:, width:]

@@ -67,7 +67,7 @@ def train(
         template: see `scoring.encode.encode`; as when the references were scored.
         max_length: most tokens of prompt and completion.
         max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default.
-        dtype: of the parameters, see `models.load`.
+        dtype: of the parameters; "auto" is float32 on every device, as small updates vanish in bfloat16.
         device: see `models.load`.
         split: which part of the snapshot to train on.
         epochs: passes over the rows; may be a fraction.
@@ -103,13 +103,15 @@ def train(
     }
     arguments = {
         "snapshot": source.get("id", snapshot.name),
+        "content_hash": source.get("content_hash"),
         "split": split,
         "rule": rule,
         "parameters": parameters,
         "model": model,
         "model_hash": content_hash(model, cache),
         **encoding,
-        "dtype": models.dtype_name(dtype, device),
+        # float32 on a GPU too: AdamW's steps are smaller than what bfloat16 can tell apart
+        "dtype": "float32" if dtype == "auto" else models.dtype_name(dtype, device),
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
@@ -135,7 +137,7 @@ def train(
         purpose=rule,
         **encoding,
     )
-    net, tokenizer = models.load(model, dtype=dtype, device=device, cache=cache)
+    net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
     memory = preflight(net, policy.token_budget, training=True)
     say(in_words(memory), shown=progress)
@@ -180,7 +182,7 @@ def _optimise(
     """All steps that a checkpoint does not have behind it already; returns what came out of them."""
     model = policy.model
     per_epoch = math.ceil(len(rows) / arguments["batch_size"])
-    total = min(math.ceil(arguments["epochs"] * per_epoch), arguments["max_steps"] or 1 << 62)
+    total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = _optimizer(model, arguments["weight_decay"])
     first = checkpoint.restore(run / "checkpoints", model, optimizer)
     metrics.keep_until(run / "metrics.jsonl", first)
@@ -271,9 +273,10 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
     if said.is_file() and any((run / "checkpoints").glob("step-*")):
         before = json.loads(said.read_text())
         now = json.loads(json.dumps(arguments))
-        if differing := [name for name in now if now[name] != before.get(name)]:
+        # Where the same content and the same weights lie does not matter.
+        if differing := [name for name in now if name not in ("snapshot", "model") and now[name] != before.get(name)]:
             changes = "; ".join(f"{name}: was {before.get(name)}, is {now[name]}" for name in differing)
-            raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): take another folder")
+            raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): remove that folder")
     files.write_text(said, json.dumps(arguments, indent=2))
 
 

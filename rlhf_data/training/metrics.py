@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_data import rules
+from rlhf_data import files, rules
 from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.training.batches import Rows
 
@@ -45,7 +45,7 @@ def keep_until(path: Path, step: int) -> None:
     """Drop the lines after a step: a run that resumes writes them again."""
     if path.is_file():
         lines = path.read_text().split("\n")[:-1]  # what follows the last newline is a line that a kill cut short
-        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        files.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _weights(weights: PairWeights | Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from rlhf_data.scoring import models, score
 from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.logprobs import NUMERICS
 from rlhf_data.scoring.store import ScoreStore
 from tests import tiny_model
 
@@ -168,7 +169,8 @@ def test_a_store_file_that_cannot_be_read_is_named(reference, tmp_path):
 
 def test_when_two_scorers_wrote_a_key_the_first_value_counts(reference, tmp_path):
     recipe, before = run(tmp_path, rows(1, 1), reference)
-    store = ScoreStore(tmp_path / "store", {name: recipe[name] for name in ("model_hash", "dtype", "head_dtype")})
+    numeric = {name: recipe[name] for name in ("model_hash", "dtype", "head_dtype")}
+    store = ScoreStore(tmp_path / "store", numeric | {"code": NUMERICS})
     (values,) = store.token_logps([before[0]["key"]])
     assert values.sum(dtype="float64") == before[0]["logps"]
     store.add([before[0]["key"]], [values - 1])

@@ -128,8 +128,16 @@ def test_the_grey_zone_around_a_threshold_is_left_out_and_counted(shape):
 
 
 def test_the_mean_of_the_prompt_divides_its_answers(shape):
-    rows, _ = shape([("a", 4.0, None), ("b", 2.0, None), ("c", 0.0, None)], label="prompt_mean")
-    assert labels(rows) == {"a": True, "b": True, "c": False}
+    rows, count = shape([("a", 4.0, None), ("b", 2.0, None), ("c", 0.0, None)], label="prompt_mean")
+    assert labels(rows) == {"a": True, "c": False} and count.filtered == {"tie": 1}
+    rows, _ = shape([("a", 4.0, None), ("b", 2.0, None), ("c", 0.0, None)], label="prompt_mean", ties="soft")
+    assert labels(rows) == {"a": True, "b": None, "c": False}
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.8, 3.0])
+def test_equal_answers_are_their_mean_whatever_it_rounds_to(shape, reward):
+    rows, count = shape([(name, reward, None) for name in "abcdef"], label="prompt_mean")
+    assert rows == {} and count.filtered == {"tie": 6}
 
 
 def test_an_answer_without_a_reward_has_no_label_by_threshold(shape):

@@ -57,9 +57,37 @@ def test_without_references_only_the_likelier_answer_is_compared(folder, referen
 
 def test_the_bootstrap_interval_is_about_two_standard_errors():
     values = np.random.default_rng(0).normal(3, 2, 400)
-    part = bootstrap(values, seed=1)
+    prompts = [str(k) for k in range(400)]
+    part = bootstrap(values, prompts, seed=1)
     assert (part["high"] - part["low"]) / 2 == pytest.approx(1.96 * 2 / math.sqrt(400), rel=0.15)
-    assert bootstrap(values, seed=1) == part
+    assert bootstrap(values, prompts, seed=1) == part
+
+
+def test_values_of_one_prompt_count_once_in_the_interval():
+    values = np.random.default_rng(0).normal(0, 1, 50)
+    alone = bootstrap(values, [str(k) for k in range(50)], seed=1)
+    repeated = bootstrap(np.repeat(values, 6), [str(k) for k in range(50) for _ in range(6)], seed=1)
+    assert repeated == pytest.approx(alone)
+
+
+def test_a_prompt_that_cannot_be_encoded_is_left_out_and_counted(folder, reference):
+    rows = pairs()
+    rows[0]["prompt"] = user("<|im_end|> What?")
+    snapshot = paired_snapshot(folder / "refused", rows, reference, scored=False)
+    options = {"max_length": MAX_LENGTH, "max_new_tokens": 2, "cache": folder / "cache", "progress": False}
+    result = compare(snapshot, before=reference, after=reference, verifier=f"{__name__}:length", **options)
+    assert result["left_out"] == {"text.special_token": 1}
+    assert [measure["lines"][0]["n"] for measure in result["measures"]] == [7, 7]
+
+
+def test_a_models_own_sampling_settings_do_not_change_what_is_sampled(loaded):
+    plain = sample(loaded, n=2, seed=3)
+    model, _ = loaded
+    model.generation_config.repetition_penalty = 5.0
+    try:
+        assert sample(loaded, n=2, seed=3) == plain and model.generation_config.repetition_penalty == 5.0
+    finally:
+        model.generation_config.repetition_penalty = None
 
 
 def test_a_verifier_judges_what_the_policy_writes(folder, reference):
