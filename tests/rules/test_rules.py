@@ -19,6 +19,8 @@ from rlhf_data.training.loss import weighted_loss
 from tests.rules.batches import LOGPS, WHOLE_WEIGHTS, drawn, hyperparameters, picked, replaced, rich, tensor
 from tests.rules.losses import LOSSES, published
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AVERAGING = [name for name in rules.RULES if rules.averages_over_batch(name)]
 # Losses that are squares of nats: where the target is hit, what is left of thousands of nats is their rounding.
 SQUARES = {"ipo", "ipo_avg", "rpo_sq", "rpo_fwd_kl", "sppo_hard", "apa", "seed.apa", "exo", "reinforce"}

@@ -17,6 +17,7 @@ from tests import tiny_model
 from tests.training.snapshots import completions, pairs
 from tests.training.test_parity import answer, columns, ref_logps, theirs, trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 N = 4
 
 
@@ -74,7 +75,7 @@ def case(rule: str, loss_types: list[str], parameters: dict[str, Any], **setting
         case("apo_down", ["apo_down"], {"beta": 0.3}),
         case("discopop", ["discopop"], {"beta": 0.3, "tau": 0.05}),
         case("dpo_norm", ["sigmoid_norm"], {"beta": 0.3}),
-        case("rpo", ["sigmoid", "sft"], {"beta": 0.3, "sft_weight": 0.5, "reduction": "token_mean"}, loss_weights=[1, 0.5]),
+        case("rpo", ["sigmoid", "sft"], {"beta": 0.3, "reduction": "token_mean"}, loss_weights=[1.0, 1.0]),
         case("fdpo_forward_kl", ["sigmoid"], {"beta": 0.3}, f_divergence_type="forward_kl"),
         case("fdpo_js", ["sigmoid"], {"beta": 0.3}, f_divergence_type="js_divergence"),
     ],
