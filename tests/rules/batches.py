@@ -1,7 +1,6 @@
 """Batches for rules: drawn ones, as strange as the rule's domain allows, and one rich batch of each kind."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -28,54 +27,56 @@ def tensor(values: list) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def drawn(name: str, *, extreme: bool = False) -> st.SearchStrategy:
-    """Batches of the rule's table; `extreme` ones may leave the domain of its paper's formula."""
-    low, high = (-5000, 0) if extreme else NATS.get(name, (-5000, 0))
-    return (pairs if rules.table(name) == "paired" else completions)(low, high, name in WHOLE_WEIGHTS)
-
-
-def column_of(draw: Callable, n: int) -> Callable[[st.SearchStrategy], Tensor]:
-    return lambda values: tensor(draw(st.lists(values, min_size=n, max_size=n)))
-
-
-def logps_of(draw: Callable, low: float, high: float) -> st.SearchStrategy:
-    """Log-probs of one scale: of differences of thousands of nats a sigmoid shows nothing."""
-    return st.floats(max(low, high - draw(st.sampled_from([3, 50, 5000]))), high)
-
-
-def weights_of(whole: bool) -> st.SearchStrategy:
-    return st.integers(1, 3) if whole else st.floats(0.01, 100)
+# What makes a batch strange, beside its scale.
+STRANGE = ("", "policy is reference", "equal sides", "one token", "zero rewards", "equal rows", "all labels alike")
 
 
 @st.composite
-def pairs(draw, low: float, high: float, whole: bool) -> Pairs:
-    column, nats = column_of(draw, draw(st.integers(1, 6))), logps_of(draw, low, high)
-    return Pairs(
-        policy_chosen_logps=column(nats),
-        policy_rejected_logps=column(nats),
-        weight=column(weights_of(whole)),
-        ref_chosen_logps=column(nats),
-        ref_rejected_logps=column(nats),
-        preference=column(st.floats(0.5, 1)),
-        margin=column(st.one_of(st.floats(1e-6, 10), st.just(1.0))),
-        chosen_n_tokens=column(st.integers(1, 500)).long(),
-        rejected_n_tokens=column(st.integers(1, 500)).long(),
+def drawn(draw, name: str, *, extreme: bool = False) -> Pairs | Completions:
+    """Batches of the rule's table; `extreme` ones may leave the domain of its paper's formula.
+
+    Hypothesis picks size, scale and strangeness, a generator the numbers: of sums of thousands of nats a sigmoid shows
+    nothing, so every scale has its turn.
+    """
+    low, high = (-5000.0, 0.0) if extreme else NATS.get(name, (-5000.0, 0.0))
+    n, scale = draw(st.integers(1, 6)), draw(st.sampled_from([3.0, 50.0, 800.0, 5000.0]))
+    strange = draw(st.sampled_from(STRANGE))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 32)))
+
+    def uniform(least: float, most: float) -> Tensor:
+        return least + (most - least) * torch.rand(n, generator=random, dtype=torch.float64)
+
+    def whole(least: int, most: int) -> Tensor:
+        return torch.randint(least, most + 1, (n,), generator=random)
+
+    def nats() -> Tensor:
+        return uniform(max(low, high - scale), high)
+
+    weight = whole(1, 3).double() if name in WHOLE_WEIGHTS else uniform(0.01, 100)
+    paired = rules.table(name) == "paired"
+    batch = (
+        Pairs(nats(), nats(), weight, nats(), nats(), uniform(0.5, 1), uniform(1e-6, 10), whole(1, 500), whole(1, 500))
+        if paired
+        else Completions(nats(), weight, whole(1, 500), whole(0, 1).bool(), whole(-40, 40).double() / 8, nats(), nats(), nats())
     )
+    return _made_strange(batch, strange)
 
 
-@st.composite
-def completions(draw, low: float, high: float, whole: bool) -> Completions:
-    column, nats = column_of(draw, draw(st.integers(1, 6))), logps_of(draw, low, high)
-    return Completions(
-        policy_logps=column(nats),
-        weight=column(weights_of(whole)),
-        n_tokens=column(st.integers(1, 500)).long(),
-        label=column(st.booleans()).bool(),
-        reward=column(st.integers(-40, 40)) / 8,
-        ref_logps=column(nats),
-        policy_mismatched_logps=column(nats),
-        ref_mismatched_logps=column(nats),
-    )
+def _made_strange(batch: Pairs | Completions, strange: str) -> Pairs | Completions:
+    fields = {name: value for name, value in vars(batch).items() if value is not None}
+    if strange == "policy is reference":
+        fields |= {f"ref_{k.removeprefix('policy_')}": v for k, v in fields.items() if k.startswith("policy_")}
+    if strange == "equal sides":
+        fields |= {k.replace("chosen", "rejected"): v for k, v in fields.items() if "chosen" in k}
+    if strange == "one token":
+        fields |= {k: torch.ones_like(v) for k, v in fields.items() if "n_tokens" in k}
+    if strange == "zero rewards":
+        fields |= {k: v * 0 for k, v in fields.items() if k == "reward"}
+    if strange == "equal rows":
+        fields |= {k: v[:1].expand_as(v).clone() for k, v in fields.items()}
+    if strange == "all labels alike":
+        fields |= {k: v[:1].expand_as(v).clone() for k, v in fields.items() if k == "label"}
+    return type(batch)(**fields)
 
 
 _RANGES = {

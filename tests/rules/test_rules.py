@@ -134,7 +134,7 @@ def test_every_hyperparameter_matters(name):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_weights_and_losses_are_finite_at_gaps_of_thousands_of_nats(name, data):
     drawn_batch, values = data.draw(drawn(name, extreme=True)), data.draw(hyperparameters(name))
@@ -156,7 +156,7 @@ def test_weights_and_losses_are_finite_where_everything_is_zero(name):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_weights_follow_the_order_of_the_batch(name, data):
     batch = data.draw(drawn(name))
@@ -198,7 +198,7 @@ def test_a_rule_is_static_exactly_where_the_policy_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(name, data):
     batch = data.draw(drawn(name))
