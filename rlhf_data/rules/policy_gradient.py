@@ -126,7 +126,7 @@ def ppo_dual_clip(
     Returns:
         Weights between c · reward and (1 + ε_high) · reward, (n,).
 
-    Source: Ye et al. 2019, arXiv:1912.09729, equation 5.
+    Source: Ye et al. 2019, arXiv:1912.09729.
 
     >>> import torch
     >>> ppo_dual_clip(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -1.0]))

@@ -166,7 +166,7 @@ def slic(logp_margin: "Tensor", *, delta: Positive = 1.0, sft_weight: NotNegativ
     Returns:
         w₊ is λ or 1 + λ, w₋ 0 or 1, each (n,).
 
-    Source: Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, equation 1, with y₊ as the text that is imitated.
+    Source: Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, with y₊ as the text that is imitated.
 
     >>> import torch
     >>> slic(torch.tensor([0.5, 1.5]), delta=1.0, sft_weight=0.1)
@@ -209,7 +209,7 @@ def rrhf(
     Returns:
         w₊ in (0, 2], w₋ in [0, 1], each (n,).
 
-    Source: Yuan et al. 2023, arXiv:2304.05302, equations 2 to 5, for two answers.
+    Source: Yuan et al. 2023, arXiv:2304.05302, for two answers.
 
     >>> import torch
     >>> one, four = torch.tensor([1]), torch.tensor([4])

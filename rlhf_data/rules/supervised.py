@@ -77,7 +77,7 @@ def c_rlft(
     Returns:
         Weights ≥ 0, (n,).
 
-    Source: Wang et al. 2023, OpenChat, arXiv:2309.11235, equation 6.
+    Source: Wang et al. 2023, OpenChat, arXiv:2309.11235.
 
     >>> import torch
     >>> c_rlft(torch.tensor([True, False]), torch.tensor([5, 5]), torch.ones(2), reduction="sum")
@@ -150,7 +150,7 @@ def awr(reward: "Tensor", weight: "Tensor", *, temperature: Positive = 1.0, cap:
     Returns:
         Weights in [0, cap], (n,).
 
-    Source: Peng et al. 2019, advantage-weighted regression, arXiv:1910.00177, equation 10.
+    Source: Peng et al. 2019, advantage-weighted regression, arXiv:1910.00177.
 
     >>> import torch
     >>> awr(torch.tensor([0.0, 2.0]), torch.ones(2))

@@ -176,7 +176,7 @@ def dpop(
     Returns:
         w₊ in (0, β(1 + λ)), w₋ in (0, β), each (n,).
 
-    Source: Pal et al. 2024, DPO-positive, arXiv:2402.13228, equation 3.
+    Source: Pal et al. 2024, DPO-positive, arXiv:2402.13228.
 
     >>> import torch
     >>> dpop(torch.tensor([-1.0]), torch.tensor([-51.0]), beta=0.1, penalty=50.0)
