@@ -57,7 +57,9 @@ def drawn(draw, name: str, *, extreme: bool = False) -> Pairs | Completions:
     batch = (
         Pairs(nats(), nats(), weight, nats(), nats(), uniform(0.5, 1), uniform(1e-6, 10), whole(1, 500), whole(1, 500))
         if paired
-        else Completions(nats(), weight, whole(1, 500), whole(0, 1).bool(), whole(-40, 40).double() / 8, nats(), nats(), nats())
+        else Completions(
+            nats(), weight, whole(1, 500), whole(0, 1).bool(), whole(-40, 40).double() / 8, nats(), nats(), nats()
+        )
     )
     return _made_strange(batch, strange)
 
