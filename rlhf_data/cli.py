@@ -289,10 +289,11 @@ def rules(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(listed))
         return
+    width = max(len(rule["rule"]) for rule in listed)
     for rule in listed:
         parameters = ", ".join(f"{key}={value}" for key, value in rule["parameters"].items())
-        print(f"{rule['rule']:<12} {rule['table']:<9} {rule['about']}")
-        print(f"{'':<12} needs {', '.join(rule['needs'])}; {parameters or 'no parameters'}")
+        print(f"{rule['rule']:<{width}} {rule['table']:<9} {rule['about']}")
+        print(f"{'':<{width}} needs {', '.join(rule['needs'])}; {parameters or 'no parameters'}")
 
 
 @app.command()

@@ -1,17 +1,30 @@
 """Every objective as w₊ and w₋: `rule("dpo", beta=0.1)(batch)` gives the weights of a batch's gradients.
 
 A rule is a function. Its positional parameters name the quantities it needs of a batch, its keyword-only ones are its
-hyperparameters. To add one: write the function in its family's file and name it in that file's RULES, with the
-published loss, for reports, beside it in LOSSES. Nothing here imports torch.
+hyperparameters, and what it returns says which table it is for: PairWeights for pairs, one tensor for completions. To
+add one: write the function in its family's file and name it in that file's RULES, with the published loss, for
+reports, beside it in LOSSES. A rule named `seed.…` is the short form of "Unifying RLHF Objectives". Nothing here
+imports torch.
 """
 
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
-from rlhf_data.rules import paired, supervised, unpaired
+from rlhf_data.rules import (
+    batchwise,
+    informed,
+    paired,
+    policy_gradient,
+    reference_free,
+    seed,
+    supervised,
+    two_sided,
+    unpaired,
+)
 from rlhf_data.rules.batch import COLUMNS, STATIC, Completions, Pairs, PairWeights, given
 
 __all__ = [
@@ -32,8 +45,20 @@ __all__ = [
     "table",
 ]
 
-RULES: dict[str, Callable] = {**supervised.RULES, **unpaired.RULES, **paired.RULES}
-LOSSES: dict[str, Callable] = {**supervised.LOSSES, **unpaired.LOSSES, **paired.LOSSES}
+_FAMILIES = (
+    supervised,
+    policy_gradient,
+    unpaired,
+    paired,
+    informed,
+    two_sided,
+    reference_free,
+    batchwise,
+    seed,
+)
+RULES: dict[str, Callable] = {name: rule for family in _FAMILIES for name, rule in family.RULES.items()}
+LOSSES: dict[str, Callable] = {name: loss for family in _FAMILIES for name, loss in family.LOSSES.items()}
+_OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
 
 
 def rule(name: str, **parameters: Any) -> Callable[[Pairs | Completions], Any]:
@@ -77,8 +102,7 @@ def parameters(name: str) -> dict[str, Any]:
 
 def table(name: str) -> str:
     """The table that a rule trains on: "paired" or "unpaired"."""
-    _known(name)
-    return "paired" if name in paired.RULES else "unpaired"
+    return "paired" if inspect.signature(_known(name)).return_annotation is PairWeights else "unpaired"
 
 
 def columns(name: str) -> tuple[str, ...]:
@@ -121,13 +145,19 @@ def check_parameters(name: str, values: dict[str, Any]) -> None:
 
 
 def _check_range(where: str, value: Any, annotation: Any) -> None:
-    if metadata := getattr(annotation, "__metadata__", None):
-        (bound,) = metadata
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not (value > 0 if bound == "> 0" else value >= 0):
-            raise ValueError(f"{where} is {value!r}: it must be a finite number {bound}")
-    elif value not in get_args(annotation):
-        raise ValueError(f"{where} is {value!r}: it must be one of {', '.join(get_args(annotation))}")
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            raise ValueError(f"{where} is {value!r}: it must be one of {', '.join(get_args(annotation))}")
+        return
+    bounds = getattr(annotation, "__metadata__", ())
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not all(_holds(value, bound) for bound in bounds):
+        raise ValueError(f"{where} is {value!r}: it must be a finite number {' and '.join(bounds)}".rstrip())
+
+
+def _holds(value: float, bound: str) -> bool:
+    relation, limit = bound.split()
+    return _OPERATORS[relation](value, float(limit))
 
 
 def _known(name: str) -> Callable:

@@ -267,6 +267,11 @@ def _train(spec: Spec) -> Iterator[Found]:
     references = [c for c in rules.columns(train.rule) if c.startswith("ref_")]
     if references and spec.score is None:
         yield ("train", "rule"), f"{train.rule} needs {', '.join(references)}; add score: {{model: …}}"
+    if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":
+        yield (
+            ("train", "rule"),
+            f"{train.rule} needs margin, which pairs have that are made from ratings; as_given has none",
+        )
     if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
         yield ("shape", "ties"), f"{train.rule} does not read `preference`, so ties must be drop"
     for key in ("template", "max_length", "max_prompt_length"):

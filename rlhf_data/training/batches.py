@@ -20,6 +20,11 @@ _PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference",
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
 _LENGTHS = {"chosen": "chosen_n_tokens", "rejected": "rejected_n_tokens", "completion": "n_tokens"}
 _TEXTS = {"prompt", "chosen", "rejected", "completion"}
+_CURES = {
+    "label": "label the rows",
+    "margin": "pair rated answers, as compared ones have no gap of rewards",
+    "reward": "rate the answers",
+}
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def _require(
         empty = [ids[i] for i in rows if columns[name][i] is None]
         if not empty:
             continue
-        cure = "label the rows" if name == "label" else "add `score:` to the pipeline and build it again"
+        cure = _CURES.get(name, "add `score:` to the pipeline and build it again")
         raise ValueError(
             f"{rule} needs {name}, which is empty in {len(empty)} of {len(rows)} rows (first {empty[0]}): {cure}"
         )

@@ -123,7 +123,7 @@ def train(
         "seed": seed,
     }
     _check(arguments)
-    if rules.columns(rule):
+    if any(column.startswith("ref_") for column in rules.columns(rule)):
         check_encoding(source.get("score"), encoding)
     _claim(run, arguments)
     torch.manual_seed(seed)

@@ -84,12 +84,19 @@ def batch(rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor |
         for name, dtype in _FIELDS.items()
         if name in rows.columns
     }
+    lengths = [[len(completion) for completion in rows.groups[i].completions] for i in picked]
+    n_tokens = torch.tensor(lengths, device=logps.device)
     if logps.shape[1] == 2:
-        return Pairs(policy_chosen_logps=logps[:, 0], policy_rejected_logps=logps[:, 1], **fields)
-    lengths = [len(rows.groups[i].completions[0]) for i in picked]
+        return Pairs(
+            policy_chosen_logps=logps[:, 0],
+            policy_rejected_logps=logps[:, 1],
+            chosen_n_tokens=n_tokens[:, 0],
+            rejected_n_tokens=n_tokens[:, 1],
+            **fields,
+        )
     return Completions(
         policy_logps=logps[:, 0],
-        n_tokens=torch.tensor(lengths, device=logps.device),
+        n_tokens=n_tokens[:, 0],
         policy_mismatched_logps=mismatched,
         **fields,
     )
@@ -98,6 +105,8 @@ def batch(rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor |
 _FIELDS: dict[str, torch.dtype] = {
     "weight": torch.float64,
     "preference": torch.float64,
+    "margin": torch.float64,
+    "reward": torch.float64,
     "label": torch.bool,
     "ref_chosen_logps": torch.float64,
     "ref_rejected_logps": torch.float64,

@@ -1,82 +1,34 @@
-"""Every rule against its published loss, written here a second time."""
+"""Every rule against its published loss, written a second time in losses.py."""
 
+import doctest
 import inspect
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from rlhf_data import rules
-from rlhf_data.rules import Completions, Pairs
+from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.training.loss import weighted_loss
+from tests.rules.batches import LOGPS, WHOLE_WEIGHTS, drawn, hyperparameters, picked, replaced, rich, tensor
+from tests.rules.losses import LOSSES, published
 
-LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "policy_logps")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-def tensor(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-nats = st.floats(-5000, 0, allow_nan=False)
-weight = st.floats(0.01, 100)
+AVERAGING = [name for name in rules.RULES if rules.averages_over_batch(name)]
+# Losses that are squares of nats: where the target is hit, what is left of thousands of nats is their rounding.
+SQUARES = {"ipo", "ipo_avg", "rpo_sq", "rpo_fwd_kl", "sppo_hard", "apa", "seed.apa", "exo", "reinforce"}
 
 
-@st.composite
-def pairs(draw) -> Pairs:
-    n = draw(st.integers(1, 6))
-
-    def column(values: st.SearchStrategy) -> Tensor:
-        return tensor(draw(st.lists(values, min_size=n, max_size=n)))
-
-    return Pairs(
-        column(nats), column(nats), column(weight), column(nats), column(nats), preference=column(st.floats(0.5, 1))
-    )
-
-
-@st.composite
-def completions(draw) -> Completions:
-    n = draw(st.integers(1, 6))
-
-    def column(values: st.SearchStrategy) -> Tensor:
-        return tensor(draw(st.lists(values, min_size=n, max_size=n)))
-
-    return Completions(
-        policy_logps=column(nats),
-        weight=column(weight),
-        n_tokens=column(st.integers(1, 500)).long(),
-        label=column(st.booleans()).bool(),
-        ref_logps=column(nats),
-        policy_mismatched_logps=column(nats),
-        ref_mismatched_logps=column(nats),
-    )
-
-
-def batches(name: str) -> st.SearchStrategy:
-    return pairs() if rules.table(name) == "paired" else completions()
-
-
-def published(name: str, batch: Pairs | Completions) -> Tensor:
-    """The published loss of each row, by the papers' formulas, β = 0.1 and both KTO weights 1."""
-    if isinstance(batch, Pairs):
-        assert name == "dpo" and batch.ref_chosen_logps is not None and batch.ref_rejected_logps is not None
-        margin = (batch.policy_chosen_logps - batch.ref_chosen_logps) - (
-            batch.policy_rejected_logps - batch.ref_rejected_logps
-        )
-        p = batch.preference
-        return -p * functional.logsigmoid(0.1 * margin) - (1 - p) * functional.logsigmoid(-0.1 * margin)
-    if name == "sft":
-        mean_tokens = (batch.weight * batch.n_tokens).sum() / batch.weight.sum()
-        return -batch.policy_logps / mean_tokens
-    assert name == "kto" and batch.label is not None
-    reward = batch.policy_logps - batch.ref_logps
-    kl = (batch.weight * (batch.policy_mismatched_logps - batch.ref_mismatched_logps)).sum() / batch.weight.sum()
-    kl = torch.relu(kl).detach()
-    return torch.where(batch.label, 1 - torch.sigmoid(0.1 * (reward - kl)), 1 - torch.sigmoid(0.1 * (kl - reward)))
+def atol(name: str) -> float:
+    # Below it, 1 − σ(x) in a published loss has lost the tail that the rule keeps.
+    return 1e-10 if name in SQUARES else 1e-14
 
 
 def with_graph(batch: Pairs | Completions) -> tuple[Pairs | Completions, list[Tensor]]:
@@ -92,71 +44,170 @@ def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def reordered(batch: Pairs | Completions, order: list[int]) -> Pairs | Completions:
-    return type(batch)(**{name: None if value is None else value[order] for name, value in vars(batch).items()})
+def both_gradients(name: str, batch: Pairs | Completions, values: dict, change=lambda weights: weights) -> list:
+    """(ours, the published loss's) for each side; `change` falsifies our weights."""
+    live, leaves = with_graph(batch)
+    total = float(batch.weight.sum())
+    ours = gradients(weighted_loss(live, change(rules.rule(name, **values)(live)), normaliser=total), leaves)
+    theirs = gradients((batch.weight * published(name, live, values)).sum() / total, leaves)
+    return list(zip(ours, theirs, strict=True))
 
 
 def flat(weights) -> Tensor:
     return torch.cat(list(weights)) if isinstance(weights, tuple) else weights
 
 
+def parts(weights) -> list[Tensor]:
+    return list(weights) if isinstance(weights, tuple) else [weights]
+
+
+def has_no_ties(name: str, batch: Pairs | Completions) -> bool:
+    """Whether the ranks of a batch are distinct; where they are not, the loss of a sorted batch has no gradient."""
+    if name not in WHOLE_WEIGHTS:
+        return True
+    assert isinstance(batch, Pairs)
+    sides = [batch.logp_margin] if name == "aot" else [batch.chosen_log_ratio, batch.rejected_log_ratio]
+    return all(len(side.unique()) == len(side) for side in sides)
+
+
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_the_gradient_of_weighted_loss_is_that_of_the_published_loss(name, data):
-    batch, leaves = with_graph(data.draw(batches(name)))
-    total = float(batch.weight.sum())
-    ours = gradients(weighted_loss(batch, rules.rule(name)(batch), normaliser=total), leaves)
-    theirs = gradients((batch.weight * published(name, batch)).sum() / total, leaves)
-    for mine, other in zip(ours, theirs, strict=True):
-        # 1 − σ(x) in the published KTO loss loses the far tail that the rule keeps: below 1e-16 both are zero.
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-16)
+def test_the_gradient_of_weighted_loss_and_the_reported_loss_are_the_published_ones(name, data):
+    batch, values = data.draw(drawn(name)), data.draw(hyperparameters(name))
+    assume(has_no_ties(name, batch))
+    for mine, other in both_gradients(name, batch, values):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=atol(name))
+    reported = rules.loss(name, **values)(batch)
+    torch.testing.assert_close(reported, published(name, batch, values), rtol=1e-9, atol=atol(name))
+
+
+MUTANTS = {
+    "its sign": lambda w: -w,
+    "a factor": lambda w: w * 1.001,
+    "nothing": lambda w: w * 0,
+    "its neighbour's": lambda w: w.roll(1),
+    "without a row": lambda w: torch.cat([w[:-1], w[-1:] * 0]),
+}
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=60)
+def test_a_wrong_weight_would_be_seen(name):
+    batch, values = rich(name), rules.parameters(name)
+    right = rules.rule(name, **values)(batch)
+    for mine, other in both_gradients(name, batch, values):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-14)
+    caught = set()
+    for mutant, change in MUTANTS.items():
+        for side in range(len(parts(right))):
+
+            def falsify(weights, change=change, side=side):
+                changed = [change(w) if i == side else w for i, w in enumerate(parts(weights))]
+                return PairWeights(*changed) if isinstance(weights, PairWeights) else changed[0]
+
+            if torch.equal(flat(falsify(right)), flat(right)):
+                continue  # as all weights are equal, or the last one is 0
+            gaps = both_gradients(name, batch, values, falsify)
+            assert not all(torch.allclose(m, o, rtol=1e-9, atol=1e-14) for m, o in gaps), f"{mutant} of side {side}"
+            caught.add(mutant)
+    assert caught >= {"its sign", "a factor", "nothing"}
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_every_hyperparameter_matters(name):
+    defaults, batch = rules.parameters(name), rich(name)
+    for key, value in defaults.items():
+        others = (
+            ["sum", "row_mean"]
+            if isinstance(value, str)
+            else [0.499, 1.0]
+            if key == "threshold"
+            else [value * 0.3 + 0.01, value * 4 + 1, 0.3]
+        )
+        weights = []
+        for other in others:
+            try:
+                weights.append(flat(rules.rule(name, **{key: other})(batch)))
+            except ValueError:
+                continue  # out of range
+        assert any(not torch.equal(w, flat(rules.rule(name)(batch))) for w in weights), key
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
-def test_the_reported_loss_is_the_published_one(name, data):
-    batch = data.draw(batches(name))
-    torch.testing.assert_close(rules.loss(name)(batch), published(name, batch), rtol=1e-9, atol=1e-15)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_weights_and_losses_are_finite_at_gaps_of_thousands_of_nats(name, dtype, data):
-    batch = data.draw(batches(name))
-    cast = {k: v.to(dtype) if v is not None and v.is_floating_point() else v for k, v in vars(batch).items()}
-    batch = type(batch)(**cast)
-    assert flat(rules.rule(name)(batch)).isfinite().all()
-    assert rules.loss(name)(batch).isfinite().all()
+def test_weights_and_losses_are_finite_at_gaps_of_thousands_of_nats(name, data):
+    drawn_batch, values = data.draw(drawn(name, extreme=True)), data.draw(hyperparameters(name))
+    for dtype in (torch.float32, torch.float64):
+        floats = {k: v.to(dtype) for k, v in vars(drawn_batch).items() if v is not None and v.is_floating_point()}
+        batch = replaced(drawn_batch, **floats)
+        assert flat(rules.rule(name, **values)(batch)).isfinite().all()
+        assert rules.loss(name, **values)(batch).isfinite().all()
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=30)
+def test_weights_and_losses_are_finite_where_everything_is_zero(name):
+    batch = rich(name)
+    given = {k: v for k, v in vars(batch).items() if v is not None and k != "weight"}
+    zeros = {k: torch.ones_like(v) if "n_tokens" in k else torch.zeros_like(v) for k, v in given.items()}
+    for zero in (replaced(batch, **zeros), replaced(batch, **zeros, weight=batch.weight * 0)):
+        assert flat(rules.rule(name)(zero)).isfinite().all()
+        assert rules.loss(name)(zero).isfinite().all()
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_weights_follow_the_order_of_the_batch(name, data):
-    batch = data.draw(batches(name))
+    batch = data.draw(drawn(name))
     order = data.draw(st.permutations(range(len(batch.weight))))
     expected = rules.rule(name)(batch)
-    got = rules.rule(name)(reordered(batch, order))
-    parts = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
-    for mine, whole in parts:
-        torch.testing.assert_close(mine, whole[order], rtol=1e-12, atol=1e-300)
+    got = rules.rule(name)(picked(batch, order))
+    # A sum over rows rounds by their order; a row's own weight does not.
+    tolerance = {"rtol": 1e-9, "atol": 1e-10} if name in AVERAGING else {"rtol": 0, "atol": 0}
+    for mine, whole in zip(parts(got), parts(expected), strict=True):
+        torch.testing.assert_close(mine, whole[order], **tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in rules.RULES if name not in AVERAGING])
+def test_a_rule_that_does_not_average_over_its_batch_weighs_each_row_alone(name):
+    batch = rich(name)
+    together = parts(rules.rule(name)(batch))
+    for i in range(len(batch.weight)):
+        for mine, whole in zip(parts(rules.rule(name)(picked(batch, [i]))), together, strict=True):
+            torch.testing.assert_close(mine, whole[i : i + 1], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_a_rule_that_averages_over_its_batch_does(name):
+    values = {"reduction": "token_mean"} if "reduction" in rules.parameters(name) else {}
+    batch = rich(name)
+    together, alone = rules.rule(name, **values)(batch), rules.rule(name, **values)(picked(batch, [0, 3, 6]))
+    assert any(not torch.allclose(w[[0, 3, 6]], v) for w, v in zip(parts(together), parts(alone), strict=True))
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=30)
+def test_a_rule_is_static_exactly_where_the_policy_changes_nothing(name):
+    batch = rich(name)
+    shift = torch.linspace(-9, 9, len(batch.weight), dtype=torch.float64)
+    fields = {k: v + shift for k, v in vars(batch).items() if k.startswith("policy_") and v is not None}
+    if isinstance(batch, Pairs):
+        fields["policy_rejected_logps"] = batch.policy_rejected_logps - shift
+    before, after = flat(rules.rule(name)(batch)), flat(rules.rule(name)(replaced(batch, **fields)))
+    assert torch.equal(before, after) is rules.is_static(name)
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(name, data):
-    batch = data.draw(batches(name))
+    batch = data.draw(drawn(name))
     n = len(batch.weight)
     whole = torch.ones(n, dtype=torch.float64)
-    repeated = type(batch)(**(vars(batch) | {"weight": whole}))
-    twice = reordered(repeated, [*range(n), 0])
-    weighted = type(batch)(**(vars(batch) | {"weight": torch.cat([whole[:1] * 2, whole[1:]])}))
-    zeroed = type(batch)(**(vars(twice) | {"weight": torch.cat([whole, whole[:1] * 0])}))
+    repeated = replaced(batch, weight=whole)
+    twice = picked(repeated, [*range(n), 0])
+    weighted = replaced(batch, weight=torch.cat([whole[:1] * 2, whole[1:]]))
+    zeroed = replaced(twice, weight=torch.cat([whole, whole[:1] * 0]))
     assert_same_gradient(name, twice, weighted, fold=n)
     assert_same_gradient(name, zeroed, repeated, fold=n)
 
@@ -171,7 +222,7 @@ def assert_same_gradient(name, longer, shorter, *, fold: int) -> None:
     for mine, other in zip(long, short, strict=True):
         folded = mine[:fold].clone()
         folded[0] += mine[fold]
-        torch.testing.assert_close(folded, other, rtol=1e-9, atol=1e-18)
+        torch.testing.assert_close(folded, other, rtol=1e-9, atol=1e-10 if name in AVERAGING else 1e-18)
 
 
 def test_sft_means_what_its_reduction_says():
@@ -225,6 +276,17 @@ def test_a_tie_is_left_alone_where_the_policy_is_the_reference():
             False,
         ),
         ("sft", ("n_tokens", "weight"), (), "unpaired", False),
+        ("odpo", ("log_ratio_margin", "margin"), ("ref_chosen_logps", "ref_rejected_logps", "margin"), "paired", False),
+        (
+            "aot",
+            ("logp_margin", "ref_logp_margin", "weight"),
+            ("ref_chosen_logps", "ref_rejected_logps"),
+            "paired",
+            False,
+        ),
+        ("slic", ("logp_margin",), (), "paired", False),
+        ("ppo", ("log_ratio", "reward"), ("ref_logps", "reward"), "unpaired", False),
+        ("seed.c_rlft", ("chosen_n_tokens",), (), "paired", False),
     ],
 )
 def test_a_rule_says_what_it_needs(name, needs, columns, table, honours):
@@ -237,7 +299,7 @@ def test_a_rule_says_what_it_needs(name, needs, columns, table, honours):
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("dppo", {}, "no rule named 'dppo': did you mean 'dpo'.*known rules: sft, kto, dpo"),
+        ("dpoo", {}, "no rule named 'dpoo': did you mean 'dpo'.*known rules: sft, .*, kto, .*, dpo, "),
         ("dpo", {"slope": 1}, "dpo has no parameter 'slope'.*it has: beta"),
         ("dpo", {"betta": 1}, "did you mean 'beta'"),
         ("dpo", {"beta": 0}, "dpo: beta is 0: it must be a finite number > 0"),
@@ -245,6 +307,10 @@ def test_a_rule_says_what_it_needs(name, needs, columns, table, honours):
         ("dpo", {"beta": "0.1"}, "beta is '0.1'"),
         ("dpo", {"beta": True}, "beta is True"),
         ("kto", {"desirable_weight": -1}, "desirable_weight is -1: it must be a finite number >= 0"),
+        ("cdpo", {"label_smoothing": 0.5}, "label_smoothing is 0.5: it must be a finite number >= 0 and < 0.5"),
+        ("exo", {"label_smoothing": 0}, "label_smoothing is 0: it must be a finite number > 0 and < 0.5"),
+        ("vpg", {"baseline": float("inf")}, "baseline is inf: it must be a finite number$"),
+        ("ppo_dual_clip", {"clip_bad": 1}, "clip_bad is 1: it must be a finite number > 1"),
         ("sft", {"reduction": "mean"}, "reduction is 'mean': it must be one of sum, row_mean, token_mean"),
     ],
 )
@@ -277,3 +343,18 @@ def test_every_rule_has_a_published_loss_with_the_same_hyperparameters(name):
 def test_rules_import_without_torch():
     code = "import sys; import rlhf_data.rules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_rule_has_a_loss_of_its_paper_to_be_held_against():
+    assert rules.RULES.keys() == rules.LOSSES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize("module", [m.name for m in pkgutil.iter_modules(rules.__path__)])
+def test_the_examples_in_the_docstrings_are_true(module):
+    outcome = doctest.testmod(import_module(f"rlhf_data.rules.{module}"))
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_every_rule_has_an_example(name):
+    assert ">>>" in (rules.RULES[name].__doc__ or "")

@@ -1,0 +1,249 @@
+"""Rules over preferences that read a gap of rewards or the lengths beside the log-ratio margin."""
+
+from typing import TYPE_CHECKING
+
+from rlhf_data.rules.batch import NotNegative, PairWeights, Positive
+from rlhf_data.rules.stable import slope, softplus
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_MARGIN = 1e-30
+
+
+def odpo(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, offset_scale: NotNegative = 1.0
+) -> PairWeights:
+    """DPO that asks for a larger margin where the rewards are further apart.
+
+        w₊ = w₋ = β σ(α log margin − β · log_ratio_margin)
+
+    Args:
+        log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
+        margin: reward of chosen minus that of rejected, ≥ 0, (n,); below 1e-30 it counts as 1e-30.
+        beta: inverse temperature, > 0.
+        offset_scale: α, ≥ 0; 0 is DPO.
+
+    Returns:
+        Weights in (0, β), each (n,).
+
+    Source: Amini et al. 2024, DPO with an offset, arXiv:2402.10571, with the logarithm as f.
+
+    >>> import torch
+    >>> odpo(torch.zeros(2), torch.tensor([1.0, 3.0]), beta=0.1, offset_scale=1.0).chosen
+    tensor([0.0500, 0.0750])
+    """
+    weight = beta * (offset_scale * _log(margin) - beta * log_ratio_margin).sigmoid()
+    return PairWeights(chosen=weight, rejected=weight)
+
+
+def odpo_loss(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, offset_scale: NotNegative = 1.0
+) -> "Tensor":
+    """−log σ(β·log_ratio_margin − α log margin) of each pair, (n,)."""
+    return softplus(offset_scale * _log(margin) - beta * log_ratio_margin)
+
+
+def rpo_fwd_kl(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, reward_scale: Positive = 1.0
+) -> PairWeights:
+    """Fit the implicit reward gap to the given one, by the policy's own preference as the measure.
+
+        w₊ = w₋ = β σ'(β · log_ratio_margin) (η margin − β · log_ratio_margin)
+
+    Turns back where the implicit gap is larger than the given one, so a small gap is learned as small.
+
+    Args:
+        log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
+        margin: reward of chosen minus that of rejected, ≥ 0, (n,).
+        beta: inverse temperature, > 0.
+        reward_scale: η, nats of implicit reward for one unit of reward, > 0.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Sun et al. 2025, reward-aware preference optimization, arXiv:2502.00203; `rpo_fwd_kl` in NeMo-Aligner.
+    Its backward form is `dpo` with preference σ(η margin).
+
+    >>> import torch
+    >>> rpo_fwd_kl(torch.zeros(2), torch.tensor([0.0, 2.0]), beta=0.1).chosen
+    tensor([0.0000, 0.0500])
+    """
+    x = beta * log_ratio_margin
+    weight = beta * slope(x) * (reward_scale * margin - x)
+    return PairWeights(chosen=weight, rejected=weight)
+
+
+def rpo_fwd_kl_loss(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, reward_scale: Positive = 1.0
+) -> "Tensor":
+    """KL(Bernoulli(σ(β·log_ratio_margin)) ‖ Bernoulli(σ(η·margin))) of each pair, (n,)."""
+    x, target = beta * log_ratio_margin, reward_scale * margin
+    return x.sigmoid() * (softplus(-target) - softplus(-x)) + (-x).sigmoid() * (softplus(target) - softplus(x))
+
+
+def rpo_sq(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, reward_scale: Positive = 1.0
+) -> PairWeights:
+    """Regress the implicit reward gap on the given one.
+
+        w₊ = w₋ = 2β (η margin − β · log_ratio_margin)
+
+    Args:
+        log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
+        margin: reward of chosen minus that of rejected, ≥ 0, (n,).
+        beta: inverse temperature, > 0.
+        reward_scale: η, nats of implicit reward for one unit of reward, > 0.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Fisch et al. 2024, reward distillation, arXiv:2405.19316; `rpo_sq` in NeMo-Aligner.
+
+    >>> import torch
+    >>> rpo_sq(torch.tensor([0.0, 30.0]), torch.tensor([2.0, 2.0]), beta=0.1).chosen
+    tensor([ 0.4000, -0.2000])
+    """
+    weight = 2 * beta * (reward_scale * margin - beta * log_ratio_margin)
+    return PairWeights(chosen=weight, rejected=weight)
+
+
+def rpo_sq_loss(
+    log_ratio_margin: "Tensor", margin: "Tensor", *, beta: Positive = 0.1, reward_scale: Positive = 1.0
+) -> "Tensor":
+    """(β·log_ratio_margin − η·margin)² of each pair, (n,)."""
+    return (beta * log_ratio_margin - reward_scale * margin) ** 2
+
+
+def rdpo(
+    log_ratio_margin: "Tensor",
+    chosen_n_tokens: "Tensor",
+    rejected_n_tokens: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    length_penalty: NotNegative = 0.01,
+) -> PairWeights:
+    """DPO that credits part of a preference to length, and so does not learn it.
+
+        w₊ = w₋ = β σ(−(β · log_ratio_margin + α (n₊ − n₋)))
+
+    A chosen answer that is longer gets less weight than under DPO, a shorter one more.
+
+    Args:
+        log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
+        chosen_n_tokens: n₊, (n,).
+        rejected_n_tokens: n₋, (n,).
+        beta: inverse temperature, > 0.
+        length_penalty: α, ≥ 0: what a token is worth to a reader; 0 is DPO.
+
+    Returns:
+        Weights in (0, β), each (n,).
+
+    Source: Park et al. 2024, R-DPO, arXiv:2403.19159.
+
+    >>> import torch
+    >>> rdpo(torch.zeros(2), torch.tensor([9, 1]), torch.tensor([1, 9]), beta=0.1, length_penalty=0.1).chosen
+    tensor([0.0310, 0.0690])
+    """
+    longer = (chosen_n_tokens - rejected_n_tokens).to(log_ratio_margin.dtype)
+    weight = beta * (-beta * log_ratio_margin - length_penalty * longer).sigmoid()
+    return PairWeights(chosen=weight, rejected=weight)
+
+
+def rdpo_loss(
+    log_ratio_margin: "Tensor",
+    chosen_n_tokens: "Tensor",
+    rejected_n_tokens: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    length_penalty: NotNegative = 0.01,
+) -> "Tensor":
+    """−log σ(β·log_ratio_margin + α(n₊ − n₋)) of each pair, (n,)."""
+    longer = (chosen_n_tokens - rejected_n_tokens).to(log_ratio_margin.dtype)
+    return softplus(-beta * log_ratio_margin - length_penalty * longer)
+
+
+def dpo_norm(
+    mean_log_ratio_margin: "Tensor", chosen_n_tokens: "Tensor", rejected_n_tokens: "Tensor", *, beta: Positive = 5.0
+) -> PairWeights:
+    """DPO over log-ratios a token, so that a long answer weighs no more than a short one.
+
+        w₊ = β σ(−β · mean_log_ratio_margin) / n₊,  w₋ = β σ(−β · mean_log_ratio_margin) / n₋
+
+    Args:
+        mean_log_ratio_margin: chosen's log-ratio a token minus rejected's, (n,).
+        chosen_n_tokens: n₊, (n,).
+        rejected_n_tokens: n₋, (n,).
+        beta: inverse temperature, > 0; as log-ratios are means, larger than DPO's.
+
+    Returns:
+        Weights in (0, β), each (n,).
+
+    Source: Lambert et al. 2024, Tülu 3, arXiv:2411.15124, length-normalized DPO (`dpo_norm` in open-instruct).
+
+    >>> import torch
+    >>> dpo_norm(torch.zeros(1), torch.tensor([5]), torch.tensor([1]), beta=5.0)
+    PairWeights(chosen=tensor([0.5000]), rejected=tensor([2.5000]))
+    """
+    push = beta * (-beta * mean_log_ratio_margin).sigmoid()
+    return PairWeights(chosen=push / chosen_n_tokens, rejected=push / rejected_n_tokens)
+
+
+def dpo_norm_loss(mean_log_ratio_margin: "Tensor", *, beta: Positive = 5.0) -> "Tensor":
+    """−log σ(β·mean_log_ratio_margin) of each pair, (n,)."""
+    return softplus(-beta * mean_log_ratio_margin)
+
+
+def ipo_avg(
+    mean_log_ratio_margin: "Tensor", chosen_n_tokens: "Tensor", rejected_n_tokens: "Tensor", *, tau: Positive = 0.1
+) -> PairWeights:
+    """IPO over log-ratios a token, which is what TRL, HALOs and LLaMA-Factory train.
+
+        w₊ = 2 (1/(2τ) − mean_log_ratio_margin) / n₊,  w₋ = 2 (1/(2τ) − mean_log_ratio_margin) / n₋
+
+    1/(2τ) is asked of a mean here, of a sum in `ipo`: with the same τ this rule goes very much further.
+
+    Args:
+        mean_log_ratio_margin: chosen's log-ratio a token minus rejected's, (n,).
+        chosen_n_tokens: n₊, (n,).
+        rejected_n_tokens: n₋, (n,).
+        tau: strength of the pull towards the reference, > 0.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Azar et al. 2023, arXiv:2310.12036, equation 17, over mean log-probs, by its authors' word in TRL.
+
+    >>> import torch
+    >>> ipo_avg(torch.zeros(1), torch.tensor([5]), torch.tensor([1]), tau=0.1)
+    PairWeights(chosen=tensor([2.]), rejected=tensor([10.]))
+    """
+    push = 2 * (1 / (2 * tau) - mean_log_ratio_margin)
+    return PairWeights(chosen=push / chosen_n_tokens, rejected=push / rejected_n_tokens)
+
+
+def ipo_avg_loss(mean_log_ratio_margin: "Tensor", *, tau: Positive = 0.1) -> "Tensor":
+    """(mean_log_ratio_margin − 1/(2τ))² of each pair, (n,)."""
+    return (mean_log_ratio_margin - 1 / (2 * tau)) ** 2
+
+
+def _log(margin: "Tensor") -> "Tensor":
+    return margin.clamp(min=LEAST_MARGIN).log()
+
+
+RULES = {
+    "odpo": odpo,
+    "rpo_fwd_kl": rpo_fwd_kl,
+    "rpo_sq": rpo_sq,
+    "rdpo": rdpo,
+    "dpo_norm": dpo_norm,
+    "ipo_avg": ipo_avg,
+}
+LOSSES = {
+    "odpo": odpo_loss,
+    "rpo_fwd_kl": rpo_fwd_kl_loss,
+    "rpo_sq": rpo_sq_loss,
+    "rdpo": rdpo_loss,
+    "dpo_norm": dpo_norm_loss,
+    "ipo_avg": ipo_avg_loss,
+}
