@@ -342,7 +342,8 @@ def quarantine(
         print(f"{refused.height:>7,}  {reason}")
         for row in refused.head(rows).iter_rows(named=True):
             print(f"         {', '.join(row['raw_ref'])}  {row['detail'] or ''}\n           {short(row['row'])}")
-    print(f"{table.height:>7,}  in all" if table.height else "nothing was refused")
+    nothing = "nothing was refused" if code is None else f"nothing was refused as {code}"
+    print(f"{table.height:>7,}  in all" if table.height else nothing)
 
 
 @app.command()
