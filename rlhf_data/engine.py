@@ -76,15 +76,25 @@ def run_step(
     started = time.perf_counter()
     by_name = {p.step.name: p for p in others}
     inputs = {key: workspace.step(by_name[name].fingerprint) for key, name in planned.step.inputs.items()}
+    for read_from in dict.fromkeys(inputs.values()):
+        _check_undamaged(read_from)
     if folder.is_dir():  # its snapshot was removed: a pointer to nothing
         shutil.rmtree(folder)
     with files.whole_folder(folder) as out:
         counts = _function(planned, inputs, workspace)(out=out)
         (out / "counts.json").write_text(json.dumps([count.as_dict() for count in counts]))
-        (out / "_SUCCESS").touch()
+        written = {path.name: files.digest(path) for path in sorted(out.glob("*.parquet"))}
+        (out / "_SUCCESS").write_text(json.dumps(written))
     if on_step:
         on_step(planned, time.perf_counter() - started, counts)
     return counts
+
+
+def _check_undamaged(step: Path) -> None:
+    """ValueError where a step's tables are not what it wrote: Parquet alone would not notice a flipped byte."""
+    for name, written in json.loads((step / "_SUCCESS").read_text() or "{}").items():
+        if not (step / name).is_file() or files.digest(step / name) != written:
+            raise ValueError(f"{step / name} is damaged: remove {step} and run again")
 
 
 def read_counts(folder: Path) -> list[Count]:

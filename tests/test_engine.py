@@ -42,6 +42,20 @@ def test_equal_content_is_not_published_again(built):
     assert len(built.versions) == 1
 
 
+def test_a_flipped_byte_in_a_cached_table_is_noticed_and_removing_the_step_mends_it(built, capfd):
+    content = built.snapshot.manifest["content_hash"]
+    (rows,) = [p for p in (built.folder / ".rlhf" / "steps").glob("*/rows.parquet") if not list(p.parent.glob("q*"))]
+    damaged = bytearray(rows.read_bytes())
+    damaged[200] ^= 1
+    rows.write_bytes(damaged)
+    shutil.rmtree(built.folder / "snapshots")
+    assert built.build() == 1
+    assert f"{rows.name} is damaged: remove" in capfd.readouterr().err
+    shutil.rmtree(rows.parent)
+    assert built.build() == 0
+    assert built.snapshot.manifest["content_hash"] == content
+
+
 def test_a_card_that_says_something_else_is_published(built):
     built.spec(SPEC.replace("Rated answers", "Judged answers"))
     assert built.build() == 0
