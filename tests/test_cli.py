@@ -144,7 +144,7 @@ def test_what_build_says_of_the_quarantine_is_what_is_in_it(built, capsys):
 
 def test_quarantine_of_no_such_code_says_that_nothing_was_refused(built, capsys):
     assert run_command(["quarantine", "snapshots/demo", "--code", "no.such"]) == 0
-    assert capsys.readouterr().out == "nothing was refused\n"
+    assert capsys.readouterr().out == "nothing was refused as no.such\n"
 
 
 def test_show_shows_the_accounting_and_rows(built, capsys):
