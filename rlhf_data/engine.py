@@ -244,6 +244,8 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["inputs"] = inputs
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+    if "chunks" in wanted:
+        parameters["chunks"] = workspace.chunks
     if "counts" in wanted:
         steps = dict.fromkeys(inputs.values())
         parameters["counts"] = [count for folder in steps for count in read_counts(folder)]

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from xxhash import xxh3_128
 
-from rlhf_data import files, tables
+from rlhf_data import files, ids, tables, texts
 from rlhf_data.accounting import Count
 
 if TYPE_CHECKING:
     import datasets
 
 ROWS_PER_FILE = 250_000
+FILES_AT_ONCE = 2  # whose texts are in memory together
 SPLITS = ("train", "validation", "test")
 # Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
 SCORES = (
@@ -32,6 +33,8 @@ SCORES = (
 
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
+KEYS = {"paired": ["prompt_row", "chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
+HASHED = 50_000  # rows that enter a content hash at once
 
 
 class ExpectationError(ValueError):
@@ -124,7 +127,8 @@ def publish(
     """Join the texts to the rows and publish them, unless the latest snapshot has the same content already.
 
     Args:
-        inputs: "rows" (rows, perhaps score.json), "text" (prompts, completions), and every step, for its quarantine.
+        inputs: "rows" (rows, perhaps score.json), "text" and "rate", which they are of, and every step, for its
+            quarantine.
         out: gets snapshot.json, which names the published folder.
         to: folder of the snapshot's versions.
         name: the spec's name.
@@ -155,11 +159,11 @@ def publish(
     _expect(rows.height, quarantine, counts, expect)
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
-    whole = _with_texts(rows, inputs["text"], table)
-    content = content_hash(whole)
+    rows = rows.sort(KEYS[table])
+    content = content_hash(_identified(part, inputs, table) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
-    said = {"about": about, "quarantine_hash": content_hash(quarantine)}
+    said = {"about": about, "quarantine_hash": content_hash(quarantine.iter_slices(HASHED))}
     same = _latest_with(versions, content, recipe, said, licenses)
     if same is None:
         manifest = {
@@ -179,20 +183,39 @@ def publish(
             "limit": limit,
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
-        same = _write(versions, manifest, whole, quarantine, spec_lock)
+        same = _write(versions, manifest, rows, inputs, quarantine, spec_lock)
     set_latest(same)
     (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
     return []
 
 
-def content_hash(rows: pl.DataFrame) -> str:
-    """Digest of a table's data columns, in the rows' order; ids stand for texts."""
-    data = rows.drop([column for column in (*SCORES, *TEXTS) if column in rows.columns])
+def content_hash(parts: Iterable[pl.DataFrame]) -> str:
+    """Digest of a table's data columns, in the rows' order; ids stand for texts.
+
+    Args:
+        parts: the table, cut into frames of HASHED rows.
+    """
     digest = xxh3_128()
-    for part in data.iter_slices(50_000):
-        for row in part.select(pl.struct(pl.all()).struct.json_encode()).to_series():
-            digest.update(row.encode())
+    for part in parts:
+        for name in part.columns:
+            if name not in SCORES and name not in TEXTS:
+                digest.update(name.encode())
+                for held in _bytes(part[name]):
+                    digest.update(held)
     return digest.hexdigest()
+
+
+def _bytes(values: pl.Series) -> Iterable[bytes]:
+    """A column as bytes that no other column has: lengths or nulls first, then the values one after the other."""
+    if isinstance(values.dtype, pl.List):
+        yield values.list.len().fill_null(-1).cast(pl.Int64).to_numpy().tobytes()
+        yield from _bytes(values.explode(empty_as_null=False, keep_nulls=False))
+    elif values.dtype == pl.String:
+        yield values.str.len_bytes().cast(pl.Int64).fill_null(-1).to_numpy().tobytes()
+        yield (values.str.join("").item() or "").encode()
+    else:
+        yield values.is_null().to_numpy().tobytes()
+        yield values.cast(pl.Int8 if values.dtype == pl.Boolean else values.dtype).fill_null(0).to_numpy().tobytes()
 
 
 def set_latest(snapshot: Path) -> None:
@@ -241,16 +264,29 @@ def _records(counts: list[Count], source: str) -> int:
     return sum(count.rows_in for count in counts if count.step == f"read:{source}" and count.unit == "records")
 
 
-def _with_texts(rows: pl.DataFrame, text: Path, table: str) -> pl.DataFrame:
-    prompts = tables.scan(text / "prompts.parquet", "prompts").select("prompt_id", "prompt")
-    completions = tables.scan(text / "completions.parquet", "completions")
-    joined = rows.lazy().join(prompts, on="prompt_id", maintain_order="left")
-    sides = {"chosen_id": "chosen", "rejected_id": "rejected"} if table == "paired" else {"completion_id": "completion"}
-    for key, name in sides.items():
-        extra = ["model"] if table == "unpaired" else []
-        side = completions.select(pl.col("completion_id").alias(key), pl.col("completion").alias(name), *extra)
-        joined = joined.join(side, on=key, maintain_order="left")
-    return joined.select(list(tables.columns(table))).collect()
+def _identified(rows: pl.DataFrame, inputs: dict[str, Path], table: str) -> pl.DataFrame:
+    """Rows as they are published, but for their texts: ids and lineage in place of row numbers."""
+    if table == "paired":
+        rows = texts.with_judgments(rows, inputs["rate"])
+    else:
+        models = texts.read(inputs["text"], "completions", ["completion_row", "model"])
+        rows = rows.with_columns(texts.looked_up(rows["completion_row"], models, "model"))
+    named = texts.identify(rows, inputs["text"]).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    if table == "paired":
+        named = named.with_columns(ids.pair_ids(named["chosen_id"], named["rejected_id"], "pair_id"))
+    return named.select([column for column in tables.columns(table) if column in named.columns])
+
+
+def _with_texts(rows: pl.DataFrame, inputs: dict[str, Path], table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """Rows as they are published; `held` has the texts by row number."""
+    sides = {"prompt_row": "prompt", **{f"{name}_row": name for name in TEXTS[1:]}}
+    found = [
+        texts.looked_up(rows[key], held["prompt" if name == "prompt" else "completion"], column).alias(name)
+        for key, name in sides.items()
+        if key in rows.columns
+        for column in ["prompt" if name == "prompt" else "completion"]
+    ]
+    return _identified(rows, inputs, table).with_columns(found).select(list(tables.columns(table)))
 
 
 def _splits(rows: pl.DataFrame) -> list[str]:
@@ -299,41 +335,60 @@ def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _write(
-    versions: Path, manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.DataFrame, spec_lock: str
+    versions: Path,
+    manifest: dict[str, Any],
+    rows: pl.DataFrame,
+    inputs: dict[str, Path],
+    quarantine: pl.DataFrame,
+    spec_lock: str,
 ) -> Path:
     from rlhf_data.report import card, snapshot_page
 
     wanted = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{manifest['content_hash'][:12]}"
     taken = len(list(versions.glob(f"{wanted}*")))  # within one second: scored anew, or never finished
     manifest["id"] = f"{wanted}-{taken + 1}" if taken else wanted
-    final = versions / manifest["id"]
+    final, table = versions / manifest["id"], manifest["table"]
     with files.whole_folder(final) as folder:
         (folder / "data").mkdir()
         (folder / "quarantine").mkdir()
         for split in manifest["rows"]:
-            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, manifest["table"])
+            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, inputs, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
-        manifest["files"] = list(_files(folder, manifest["table"]))
+        manifest["files"] = list(_files(folder, table))
         files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
         files.write_text(folder / "README.md", card(manifest))
-        files.write_text(folder / "report.html", snapshot_page(manifest, rows, quarantine))
+        published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
+        files.write_text(folder / "report.html", snapshot_page(manifest, published, quarantine))
         files.write_text(folder / "spec.lock.yaml", spec_lock)
         (folder / "_SUCCESS").touch()
     return final
 
 
-def _write_split(folder: Path, rows: pl.DataFrame, split: str, table: str) -> None:
-    parts = max(1, -(-rows.height // ROWS_PER_FILE))
-    tables.write_parts(rows, [folder / f"{split}-{k:05d}-of-{parts:05d}.parquet" for k in range(parts)], table)
+def _write_split(folder: Path, rows: pl.DataFrame, split: str, inputs: dict[str, Path], table: str) -> None:
+    """The files of one split; texts are fetched for a few files at a time, so memory does not grow with the table."""
+    count = max(1, -(-rows.height // ROWS_PER_FILE))
+    size = -(-rows.height // count)
+    for first in range(0, count, FILES_AT_ONCE):
+        few = rows.slice(first * size, FILES_AT_ONCE * size)
+        answers = pl.concat(few[key] for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns)
+        held = {
+            "prompt": texts.prompt_texts(inputs["text"], few["prompt_row"]),
+            "completion": texts.completion_texts(inputs["text"], answers),
+        }
+        for k, part in enumerate(few.iter_slices(size), start=first):
+            whole = _with_texts(part, inputs, table, held)
+            tables.write(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table, published=True)
 
 
 def _files(folder: Path, table: str) -> Iterable[dict[str, Any]]:
     """What lies in data/, read back from disk and validated again."""
     for file in sorted((folder / "data").iterdir()):
-        rows = tables.validate(tables.scan(file, table), table, unique=False).height
         yield {
             "path": str(file.relative_to(folder)),
-            "rows": rows,
+            "rows": sum(
+                tables.validate(part, table, unique=False).height
+                for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True)
+            ),
             "bytes": file.stat().st_size,
             "digest": files.digest(file),
         }

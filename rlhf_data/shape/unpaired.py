@@ -6,9 +6,10 @@ import polars as pl
 
 from rlhf_data import tables
 from rlhf_data.accounting import Count
+from rlhf_data import texts
 from rlhf_data.shape.precedence import by_precedence
 
-SIDES = ["prompt_id", "source", "category", "raw_ref"]
+SIDES = ["prompt_row", "source", "judgment_rows"]
 
 
 def to_unpaired(
@@ -24,7 +25,7 @@ def to_unpaired(
     """Rated and compared → rows.parquet, the unpaired table without its texts.
 
     Args:
-        inputs: "rate" (rated, compared) and "split" (splits).
+        inputs: "rate" (rated, compared), "split" (splits) and "text" (completions).
         out: gets rows.parquet.
         label: where `label` comes from: "source" (what the source says; for compared answers, the sign of the reward),
             "threshold" (reward at least `threshold`) or "prompt_mean" (reward above the mean of its
@@ -39,7 +40,7 @@ def to_unpaired(
     compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
     responses = unpair(compared)
     answers = pl.concat([rated, responses], how="diagonal")
-    once = by_precedence(answers, sources).unique("completion_id", keep="first", maintain_order=True)
+    once = by_precedence(answers, sources).unique("completion_row", keep="first", maintain_order=True)
     labelled = once.with_columns(label=_label(label, threshold))
     reason = (
         pl.when(_grey(label, threshold, gap))
@@ -51,8 +52,10 @@ def to_unpaired(
     kept = judged.filter(pl.col("_reason").is_null())
     left = judged.filter(pl.col("_reason").is_not_null()).group_by("_reason").len().sort("_reason")
     splits = tables.read(inputs["split"] / "splits.parquet", "splits")
-    rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_id")
-    tables.write(rows.sort("prompt_id", "completion_id"), out / "rows.parquet", "unpaired_rows")
+    rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_row")
+    category = texts.read(inputs["text"], "completions", ["completion_row", "category"])
+    rows = rows.join(category, on="completion_row", how="left")
+    tables.write(rows.sort("completion_row"), out / "rows.parquet", "unpaired_rows")
     merged = {
         "both sides of pairs into answers": 2 * compared.height - responses.height,
         "in several sources": answers.height - once.height,
@@ -77,27 +80,22 @@ def unpair(compared: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         One row per answer and source: reward (share of votes won minus share lost, -1 to 1), label (its sign; null at
-        0), votes (over all its pairs), category, raw_ref, and `_compared`, true.
+        0), votes (over all its pairs), judgment_rows, and `_compared`, true.
     """
     won = pl.col("preference") * pl.col("votes")
     sides = pl.concat(
         [
-            compared.select(*SIDES, "votes", completion_id="chosen_id", won=won),
-            compared.select(*SIDES, "votes", completion_id="rejected_id", won=pl.col("votes") - won),
+            compared.select(*SIDES, "votes", completion_row="chosen_row", won=won),
+            compared.select(*SIDES, "votes", completion_row="rejected_row", won=pl.col("votes") - won),
         ]
     )
     # Rounded: 15/22 · 22 is not 15 in floats, and who won as much as they lost has a reward of exactly 0.
     reward = (2.0 * pl.col("won").sort().sum() / pl.col("votes").sum() - 1.0).round(12)
     return (
-        sides.group_by("prompt_id", "completion_id", "source")
-        .agg(
-            pl.col("category").sort().first(),
-            pl.col("votes").sum(),
-            pl.col("raw_ref").explode().unique().sort(),
-            reward=reward,
-        )
+        sides.group_by("prompt_row", "completion_row", "source")
+        .agg(pl.col("votes").sum(), pl.col("judgment_rows").explode().unique().sort(), reward=reward)
         .with_columns(label=pl.when(pl.col("reward") != 0.0).then(pl.col("reward") > 0.0), _compared=pl.lit(True))
-        .sort("prompt_id", "completion_id", "source")
+        .sort("completion_row", pl.col("source").cast(pl.String))
     )
 
 
@@ -105,7 +103,7 @@ def _above(label: str, threshold: float) -> pl.Expr:
     """How far the reward is above what divides desirable from undesirable."""
     if label == "threshold":
         return pl.col("reward") - threshold
-    mean = pl.col("reward").sort().mean().over("prompt_id", "source")  # of one scale
+    mean = pl.col("reward").sort().mean().over("prompt_row", "source")  # of one scale
     return (pl.col("reward") - mean).round(12)  # equal rewards are their mean, whatever their sum rounds to
 
 

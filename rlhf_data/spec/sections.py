@@ -169,7 +169,7 @@ class Split(Section):
         return self
 
 
-PAIRED_ONLY = ("pairing", "min_margin")
+PAIRED_ONLY = ("pairing", "min_margin", "max_pairs_per_prompt")
 UNPAIRED_ONLY = ("label", "threshold", "gap")
 
 
@@ -181,7 +181,7 @@ class Shape(Section):
         str, AfterValidator(one_of("as_given", "best_vs_worst", "best_vs_random", "all", "adjacent"))
     ] = "best_vs_worst"
     min_margin: Annotated[float, Field(ge=0.0)] = 0.0
-    max_pairs_per_prompt: Later = None
+    max_pairs_per_prompt: Count | None = Field(None, description="at most so many of a prompt, drawn by keyed hash")
     ties: Annotated[str, AfterValidator(one_of("drop", "soft"))] = "drop"
     label: Annotated[str, AfterValidator(one_of("source", "threshold", "prompt_mean"))] = "source"
     threshold: float = 0.0

@@ -24,7 +24,7 @@ def weigh(
     """rows.parquet → rows.parquet with `weight` = the product of the factors given.
 
     Args:
-        inputs: one folder with rows.
+        inputs: "shape" (rows), "text" and "rate", which they are of.
         out: gets the same rows; those whose weight is not finite and at least 0 are refused as `weight.invalid`.
         table: "paired" or "unpaired".
         source: factor by source; a source that is not named has factor 1.
@@ -37,9 +37,8 @@ def weigh(
     Raises:
         ValueError: `row` cannot be computed of a row, or there is no train weight to normalise.
     """
-    (folder,) = inputs.values()
-    name = f"{table}_rows"
-    rows = tables.read(folder / "rows.parquet", name)
+    name, pairs_from = f"{table}_rows", inputs["rate"] if table == "paired" else None
+    rows = tables.read(inputs["shape"] / "rows.parquet", name)
     factor = _factor("source", source) * _factor("category", category) * _factor("label", label)
     if row is not None:
         factor = factor * pl.sql_expr(row).cast(pl.Float64)
@@ -55,7 +54,7 @@ def weigh(
     if normalize == "mean_one":
         kept = kept.with_columns(pl.col("weight") / _train_mean(kept))
     tables.write(kept, out / "rows.parquet", name)
-    tables.write(refusals([refused], "weigh"), out / "quarantine.parquet", "quarantine")
+    tables.write(refusals([refused], "weigh", inputs["text"], pairs_from), out / "quarantine.parquet", "quarantine")
     lost = refused.rows.height
     return [Count("weigh", "rows", rows.height, kept.height, quarantined={"weight.invalid": lost} if lost else {})]
 
@@ -63,7 +62,8 @@ def weigh(
 def _factor(column: str, factors: dict | None) -> pl.Expr:
     if not factors:
         return pl.lit(1.0)
-    return pl.col(column).replace_strict(factors, default=1.0, return_dtype=pl.Float64)
+    value = pl.col(column).cast(pl.String) if column != "label" else pl.col(column)
+    return value.replace_strict(factors, default=1.0, return_dtype=pl.Float64)
 
 
 def _train_mean(rows: pl.DataFrame) -> float:
