@@ -149,8 +149,7 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
     made.append(Step("split", "rlhf_data.shape.split:split", {"text": text}, shares))
     made.append(_shape_step(spec, text))
-    weight = {"table": spec.shape.to, **spec.weigh.weight.model_dump()}
-    made.append(Step("weigh", "rlhf_data.weigh.weight:weigh", {"shape": "shape", "text": text, "rate": "rate"}, weight))
+    made.append(_weigh_step(spec, text, workspace, limit))
     if spec.score is not None:
         made.append(_score_step(spec, text, workspace, limit))
     made.append(_publish_step(spec, made, text, limit, workspace))
@@ -233,9 +232,37 @@ def _shape_step(spec: Spec, text: str) -> Step:
         parameters["seed"] = spec.seed
         parameters["sources"] = list(spec.sources)
         return Step("shape", "rlhf_data.shape.paired:to_paired", inputs, parameters)
-    parameters = {"label": shape.label, "threshold": shape.threshold, "gap": shape.gap, "ties": shape.ties}
+    parameters = {key: getattr(shape, key) for key in ("label", "threshold", "gap", "ties", "balance")}
+    parameters["seed"] = spec.seed
     parameters["sources"] = list(spec.sources)
     return Step("shape", "rlhf_data.shape.unpaired:to_unpaired", inputs, parameters)
+
+
+def _weigh_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
+    weight = spec.weigh.weight.model_dump(exclude={"table"})
+    learnt = spec.weigh.weight.table
+    parameters = {
+        "table": spec.shape.to,
+        "seed": spec.seed,
+        **spec.weigh.model_dump(exclude={"weight"}),
+        **weight,
+        "learnt": learnt.model_dump() if learnt else None,
+    }
+    identity = dict(parameters)
+    if learnt is not None:
+        if not Path(learnt.path).is_file():
+            raise ValueError(f"weigh.weight.table: no file {learnt.path} (a relative path starts at {Path.cwd()})")
+        identity["learnt_digest"] = files.digests([Path(learnt.path)], workspace.digests)
+    if spec.weigh.of == "tokens":
+        from rlhf_data.scoring.identity import tokenizer_hash
+
+        section = spec.score or spec.train
+        assert section is not None  # `check` has asked for one
+        model = resolve_model(section.model, workspace, limit)
+        parameters["tokenizer"] = model
+        identity["tokenizer"] = tokenizer_hash(model, workspace.root)
+    inputs = {"shape": "shape", "text": text, "rate": "rate"}
+    return Step("weigh", "rlhf_data.weigh.weight:weigh", inputs, parameters, identity)
 
 
 def _score_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
