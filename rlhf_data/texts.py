@@ -17,6 +17,11 @@ from rlhf_data import files, tables
 PARTS = ("prompts", "completions", "observed", "refused")
 INDEXES = {"prompts": "prompt_index", "completions": "completion_index", "judgments": "judgments"}
 SEPARATOR = "#"  # between the file and the record of a raw_ref
+# The two answers of a pair, whichever was chosen.
+UNORDERED = {
+    "_first": pl.min_horizontal("chosen_row", "rejected_row"),
+    "_second": pl.max_horizontal("chosen_row", "rejected_row"),
+}
 _REF = pl.format("{}" + SEPARATOR + "{}", pl.col("file").cast(pl.String), "record")
 
 
@@ -228,30 +233,22 @@ def with_judgments(pairs: pl.DataFrame, known: Behind) -> pl.DataFrame:
         known: what they were made from.
     """
     asked = pairs.select("chosen_row", "rejected_row", "source", "margin").with_row_index("_place")
-    given, made = asked.filter(pl.col("margin").is_null()), asked.filter(pl.col("margin").is_not_null())
+    made = asked.filter(pl.col("margin").is_not_null())
     sides = [
-        _rated_behind(made.select("source", completion_row=side), known.rated)
+        _rated_behind(made.select("source", completion_row=side), known.rated).alias(side)
         for side in ("chosen_row", "rejected_row")
     ]
-    both = pl.DataFrame([made["_place"], *(side.alias(str(k)) for k, side in enumerate(sides))])
-    unordered = [
-        pl.min_horizontal("chosen_row", "rejected_row").alias("a"),
-        pl.max_horizontal("chosen_row", "rejected_row").alias("b"),
+    found = [
+        made.select("_place")
+        .with_columns(sides)
+        .select("_place", judgment_rows=pl.concat_list("chosen_row", "rejected_row"))
     ]
-    compared = (
-        known.compared.select(*unordered, "source", "judgment_rows")
-        if given.height
-        else known.compared.clear().select(*unordered, "source", "judgment_rows")
-    )
-    found = pl.concat(
-        [
-            both.select("_place", judgment_rows=pl.concat_list("0", "1")),
-            given.select("_place", "source", *unordered)
-            .join(compared, on=["a", "b", "source"], how="left")
-            .select("_place", "judgment_rows"),
-        ]
-    )
-    return pairs.with_columns(found.sort("_place")["judgment_rows"])
+    if made.height < asked.height:
+        given = asked.filter(pl.col("margin").is_null()).select("_place", "source", **UNORDERED)
+        compared = known.compared.select("source", "judgment_rows", **UNORDERED)
+        both = given.join(compared, on=["source", *UNORDERED], how="left")
+        found.append(both.select("_place", "judgment_rows"))
+    return pairs.with_columns(pl.concat(found).sort("_place")["judgment_rows"])
 
 
 def _rated_behind(asked: pl.DataFrame, rated: pl.DataFrame) -> pl.Series:

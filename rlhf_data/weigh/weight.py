@@ -82,7 +82,7 @@ def weigh(
         factor = factor * pl.sql_expr(row).cast(pl.Float64)
     try:
         told = mixed.with_columns(pl.col(pl.Categorical).cast(pl.String))  # text is text to who writes an expression
-        weighed = mixed.with_columns(told.select(weight=factor))
+        weighed = mixed.with_columns(told.with_columns(weight=factor)["weight"])
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"weigh.weight.row: {row}: {str(error).splitlines()[0]}") from None
     refused: list[Refusal] = []
