@@ -15,7 +15,7 @@ from rlhf_data.sources.cells import did_you_mean
 
 __all__ = ["ADAPTERS", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
-READER_OPTIONS = ("quote", "separator")
+READER_OPTIONS = ("quote", "separator", "sheet")
 ADAPTERS = (
     "alpaca_eval",
     "hh_rlhf",
@@ -51,7 +51,7 @@ def check_options(name: str | None, options: Mapping[str, Any]) -> list[str]:
 
     Args:
         name: the adapter; None where columns or a query say what a file holds.
-        options: the adapter's, and those of the reader of CSV and TSV.
+        options: the adapter's, and those of the readers of CSV, TSV and Excel.
     """
     own = adapter_options(name) if name else {}
     known = [*own, *READER_OPTIONS]
