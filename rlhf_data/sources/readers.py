@@ -345,7 +345,7 @@ def _sheet(path: Path, sheet: str | None, limit: int | None) -> list[dict[str, A
     """The rows of a sheet as objects; the first row names the columns, blank rows are left out.
 
     A cell keeps the type that the sheet gives it: texts, numbers (whole ones as int: a sheet knows no other), booleans;
-    dates, times and durations become texts in ISO 8601. An empty cell is null, and so is one that holds an error (#N/A).
+    dates, times and durations become texts (ISO 8601). An empty cell is null, and so is one that holds an error (#N/A).
     """
     from python_calamine import CalamineError, CalamineWorkbook
 
