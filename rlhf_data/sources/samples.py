@@ -221,7 +221,12 @@ FORMS: dict[str, Form] = {
         ),
     ),
     "helpsteer": Form(
-        {"prompt": _question, "response": _answer, **dict.fromkeys(helpsteer.ASPECTS, _number(0, 4))},
+        # Two answers to each prompt stand one below the other.
+        {
+            "prompt": lambda rng, index: _question(rng, index // 2),
+            "response": _answer,
+            **dict.fromkeys(helpsteer.ASPECTS, _number(0, 4)),
+        },
         (
             {"prompt": "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"},
             {"helpfulness": 7},

@@ -1,10 +1,13 @@
 """Adapters of real sets on small frames: what they refuse, which the real files hold little of."""
 
+import json
+
 import polars as pl
 import pytest
 
 from rlhf_data.sources import arena_bench, cells, fastchat_reviews, finegrained_qa, llamafactory_dpo, mqm, prometheus
 from rlhf_data.sources.readers import Raw
+from tests.sources.damage import damaged
 
 
 def frames(module, **records):
@@ -251,3 +254,48 @@ def test_the_scores_of_a_file_without_reviews_are_none():
     read = fastchat_reviews.read(**review_tables())
     assert (read.rows.height, read.rejects.height) == (0, 0)
     assert read.rows.schema["value"] == pl.Float64
+
+
+ONE = {"1": ("1", "q", "a"), "2": ("2", "r", "b")}
+SOUND = {
+    "arena_bench": {
+        "judgments": [judged(question, answer, key=key) for key, question, answer in ONE.values()],
+        "answers": [
+            {"question_id": key, "model_id": "m", "choices": [{"turns": [text]}]} for key, _, text in ONE.values()
+        ],
+        "questions": [{"question_id": key, "category": "c", "turns": [text]} for key, text, _ in ONE.values()],
+    },
+    "fastchat_reviews": {
+        "reviews": [
+            {"question_id": 1, "answer1_id": "a", "answer2_id": "b", "reviewer_id": 3, "score": [score, 5]}
+            for score in (9, 8.5)
+        ],
+        "answers": [{"answer_id": name, "question_id": 1, "model_id": "m", "text": name} for name in "ab"],
+        "questions": [{"question_id": 1, "text": "q", "category": "c"}],
+    },
+    "finegrained_qa": {"raw": [asked()]},
+    "llamafactory_dpo": {
+        "raw": [
+            {
+                "conversations": [{"from": "human", "value": "h"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            }
+        ]
+    },
+    "mqm": {"raw": [marked("A", "<v>t</v> u", "Accuracy/Mistranslation", "Major")]},
+    "prometheus": {"raw": [prompted()]},
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_damage_to_a_part_of_a_record_loses_the_record_or_stops_the_read(name, tmp_path, run):
+    main, *others = SOUND[name]
+    sound = SOUND[name][main]
+    broken = list(damaged(sound[0]))
+    written = {main: [*sound, *broken, *(sound * len(broken))], **{table: SOUND[name][table] for table in others}}
+    for table, records in written.items():
+        (tmp_path / f"{table}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    found = run({table: [str(tmp_path / f"{table}.jsonl")] for table in written}, adapter=name)
+    assert found.records.rows_in == len(written[main])
+    assert found.quarantine.height > 0

@@ -1,5 +1,6 @@
 """Adapters of public sets, on records made up in the form that each one's documentation gives."""
 
+import json
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import pytest
 
 from rlhf_data import sources
 from rlhf_data.sources.samples import FORMS, PERIOD, make
+from tests.sources.damage import damaged
 
 N = 100
 K = N // PERIOD  # records with each oddity
@@ -124,6 +126,27 @@ def test_an_adapter_reads_parquet_as_it_reads_json(tmp_path, run):
         )
         ids = ["prompt_id", "completion_id", "other_id", "value"]
         assert one.judgments.select(ids).equals(other.judgments.select(ids))
+
+
+def test_an_adapter_reads_csv_as_it_reads_json(tmp_path, run):
+    for name in ("arena_human_preference", "shp", "alpaca"):
+        path = make(name, tmp_path / f"{name}.jsonl", N)
+        pl.read_ndjson(path, infer_schema_length=None).write_csv(tmp_path / f"{name}.csv", quote_style="non_numeric")
+        one, other = (run({"raw": [str(tmp_path / f"{name}.{suffix}")]}, adapter=name) for suffix in ("jsonl", "csv"))
+        assert one.judgments.select("completion_id", "value").equals(other.judgments.select("completion_id", "value"))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_no_damage_to_a_part_of_a_record_loses_the_record_or_stops_the_read(name, tmp_path, run):
+    lines = make(name, tmp_path / "f.jsonl", 100).read_text().splitlines()
+    sound = [json.loads(line) for line in lines][::2]  # without oddities
+    broken = list(damaged(sound[0]))
+    # Many sound records, so that a column's type is what it is.
+    records = [*sound, *broken, *(sound * (1 + len(broken) // len(sound)))]
+    options = {"judgment": "better"} if name == "pku_safe" else {}
+    found = run(records, adapter=name, options=options)
+    assert found.records.rows_in == len(records)
+    assert found.records.out >= len(records) - len(broken)
 
 
 def test_the_command_writes_a_sample_and_knows_its_names(tmp_path):
