@@ -10,7 +10,7 @@ from rlhf_data.sources.observations import Read, reasons
 
 ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 TABLES = {"raw": {"prompt": pl.String(), "response": pl.String(), **dict.fromkeys(ASPECTS, pl.Int64())}}
-_TAG = r"\n?<extra_id_1>(User|Assistant)\n"
+_TAG = r"\n*<extra_id_1>(User|Assistant)\n+"
 
 
 def read(raw: pl.DataFrame) -> Read:

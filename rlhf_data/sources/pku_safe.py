@@ -19,7 +19,7 @@ TABLES = {
 
 
 def read(raw: pl.DataFrame, *, judgment: str) -> Read:
-    """One comparison a record, or two labels. Better and safer often disagree: use two sources to hear both.
+    """One comparison a record, or two labels. Better and safer often disagree, so one has to be chosen.
 
     Args:
         raw: record; prompt, response_0, response_1 (String); better_response_id, safer_response_id (Int64): 0 or 1;

@@ -238,6 +238,12 @@ def test_the_errors_of_an_output_are_summed_with_their_weights():
     assert mqm.read(**frames(mqm, raw=rows), major=10).rows["value"][0] == pytest.approx(-11.1)
 
 
+def test_the_rows_of_an_output_may_stand_anywhere_in_the_file():
+    rows = [marked(system, "t", "Style/Awkward", "Minor") for system in "ABABBA"]
+    read = mqm.read(**frames(mqm, raw=rows))
+    assert dict(read.rows.select("model", "value").rows()) == {"A": -3.0, "B": -3.0}
+
+
 def test_llamafactory_names_the_speakers_its_own_way():
     turns = [{"from": role, "value": text} for role, text in (("system", "s"), ("human", "h"))]
     record = {
