@@ -127,7 +127,7 @@ def read(
     try:
         _refuse_utf16(path, kind)
         if kind == "xlsx":
-            return Raw(name, _sheet(path, sheet, limit), {})
+            return Raw(name, _sheet(path, None if sheet is None else str(sheet), limit), {})  # YAML may say 2024
         if kind == "jsonl":
             return Raw(name, *_objects(itertools.islice(_lines(path), limit)))
         if kind == "json":
