@@ -149,7 +149,7 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     if known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
-    for key in sources.READER_OPTIONS:
+    for key in ("quote", "separator"):
         value = source.options.get(key, ",")
         if not isinstance(value, str) or len(value) > 1 or (key == "separator" and not value):
             yield (*path, "options", key), f"must be one character{', or empty for none' * (key == 'quote')}"
