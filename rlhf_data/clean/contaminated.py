@@ -81,7 +81,7 @@ def hits(texts: pl.Series | Sequence[str], index: Index, *, whole: bool = True) 
         first = np.searchsorted(index.hashes, hashes, side="left")
         files = np.searchsorted(index.hashes, hashes, side="right") - first
         nth = np.arange(files.sum()) - np.repeat(np.cumsum(files) - files, files)
-        file = index.file_of[np.repeat(first, files) + nth]
+        file = index.file_of[np.repeat(first, files) + nth].astype(np.int64)
         pairs.append(np.unique(np.stack([np.repeat(rows, files) + start, file], axis=1), axis=0))
         start += len(batch)
     found = np.concatenate(pairs)

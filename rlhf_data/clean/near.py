@@ -45,7 +45,7 @@ def signatures(
 
     Source: Broder 1997, "On the resemblance and containment of documents"; computed by rensa.
     """
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
 
     if unit not in UNITS:
         raise ValueError(f"no unit {unit!r}; known units: {', '.join(UNITS)}")
@@ -63,7 +63,7 @@ def signatures(
 
 def method(*, unit: str = "char", ngram: int | None = None, places: int = PLACES) -> str:
     """What signatures were made by: those of another method must not be compared with them."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
 
     return f"rensa{RMinHash.ALGORITHM_VERSION}-{unit}{ngram or NGRAM[unit]}-{places}-{_SEED}"
 
