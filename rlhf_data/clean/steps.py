@@ -21,6 +21,7 @@ from rlhf_data.clean.collect import collect
 from rlhf_data.files import whole_file, whole_folder
 from rlhf_data.quarantine import Refusal, refusals
 
+_LEFT = {"completion_row": pl.UInt32, "reason": pl.String}
 _AT_ONCE = 200_000  # completions whose texts are masked together
 SIDES = ("prompt", "completion")
 # What is wrong with some texts of a side: the side, the texts, their rows → a reason for each, null where nothing is.
@@ -250,6 +251,8 @@ def mask_personal_data(
         for (source,), part in heard.group_by("source", maintain_order=True):
             chunk = texts.Chunk(_write_chunk(chunks, version, prompts, rows, part), str(source), 0)
             made.setdefault(chunk.source, []).append(chunk)
+    if not made:  # nobody has judged anything
+        return _leave_out(folder, out, pl.DataFrame(schema=_LEFT), step, "filtered")
     in_order = dict.fromkeys(chunk.source for chunk in texts.chunks_of(folder))
     texts.write_chunks(out, [chunk for source in in_order for chunk in made.get(source, [])])
     collect({"text": out}, out)
@@ -409,7 +412,7 @@ def joined(prompts: pl.Series) -> pl.Series:
 def _judged(folder: Path, of: str, judge: Judge) -> pl.DataFrame:
     """completion_row, reason of the completions with which something is wrong; what its prompt's is comes first."""
     completions = texts.read(folder, "completions", ["completion_row", "prompt_row"])
-    left = [pl.DataFrame(schema={"completion_row": pl.UInt32, "reason": pl.String})]
+    left = [pl.DataFrame(schema=_LEFT)]
     if of in ("prompt", "both"):
         for batch in texts.prompts_by_chunk(folder):
             here = batch.join(completions, on="prompt_row", how="semi", maintain_order="left")

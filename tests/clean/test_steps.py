@@ -264,3 +264,29 @@ def test_near_roots_share_the_smallest_key_and_others_keep_theirs(folder):
     for own, shared in zip(prompts["split_key"], clusters["split_key"], strict=True):
         assert shared <= own
     assert (count.rows_in, count.out, count.merged) == (3, 2, {"near another": 1})
+
+
+EVERY = {
+    "exact": (steps.dedup, {"keys": ["prompt", "completion"], "prefer": "highest_rating"}),
+    "near": (steps.dedup, {"keys": ["prompt"], "threshold": 0.9}),
+    "pair": (steps.dedup, {"keys": ["pair"]}),
+    "decontaminate": (steps.decontaminate, {"files": []}),
+    "mark": (steps.mark_personal_data, {}),
+    "quarantine": (steps.mark_personal_data, {"refuse": True}),
+    "mask": (steps.mask_personal_data, {}),
+}
+
+
+@pytest.mark.parametrize("first", [steps.mark_personal_data, steps.mask_personal_data])
+@pytest.mark.parametrize(("operation", "parameters"), EVERY.values(), ids=EVERY)
+def test_every_operation_takes_what_another_left_even_if_that_is_nothing(folder, operation, parameters, first):
+    personal = [rating("call 415-555-2671", "yes")]
+    for sources in ({"a": personal, "b": [pair("fine", "a", "b")]}, {"a": personal}):
+        held = folder(**sources)
+        extra = {"chunks": held.root / "chunks"}
+        refuse = {"refuse": True} if first is steps.mark_personal_data else extra
+        held.run(first, **refuse)
+        before = held.completions
+        held.run(operation, **parameters, **(extra if operation is steps.mask_personal_data else {}))
+        assert held.completions == before
+        shutil.rmtree(held.root)
