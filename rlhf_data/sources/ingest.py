@@ -15,7 +15,7 @@ import polars as pl
 
 from rlhf_data import files as disk
 from rlhf_data import sources, tables, texts
-from rlhf_data.accounting import Count, total
+from rlhf_data.accounting import Count, summed
 from rlhf_data.ids import completion_ids, content_id, prompt_ids, split_keys
 from rlhf_data.sources import readers
 from rlhf_data.sources.cells import did_you_mean
@@ -111,7 +111,7 @@ def ingest(
         raise ValueError(f"{source}: {error}") from None
     texts.write_chunks(out, [chunk for chunk, _ in made])
     tables.write(_quarantine([chunk for chunk, _ in made], source), out / "quarantine.parquet", "quarantine")
-    return _totals([counts for _, counts in made], source)
+    return _totals([counts for _, counts in made])
 
 
 def _read_by(
@@ -188,7 +188,13 @@ def _made(
     made, starts = [], Counter[str]()
     for file, folder in done:
         facts = texts.facts(folder)
-        made.append((Chunk(str(folder), source, starts[file]), tuple(Count(**count) for count in facts["counts"])))
+        made.append(
+            (
+                Chunk(str(folder), source, starts[file]),
+        counts = tuple(Count(**{**count, "step": f"read:{source}"}) for count in facts["counts"])
+        made.append((Chunk(str(folder), source, starts[file]), counts))
+            )
+        )
         starts[file] += facts["records"] if file else 0
     return made
 
@@ -205,7 +211,7 @@ def _make(job: Job, chunks: Path, source: str, category: str | None) -> Path:
         shutil.rmtree(folder)
     with disk.whole_folder(folder) as out:
         _write(out, rows, refused)
-        counts = _totals([(part.records, part.observations) for part in settled], source)
+        counts = _totals([(part.records, part.observations) for part in settled])
         records = sum(part.records.rows_in for part in settled)
         texts.finish(out, {"records": records, "counts": [count.as_dict() for count in counts]})
     return folder
@@ -369,12 +375,5 @@ def _quarantine(chunks: list[Chunk], source: str) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _totals(counts: list[tuple[Count, Count]], source: str) -> list[Count]:
-    return [_sum([pair[k] for pair in counts], unit, source) for k, unit in enumerate(("records", "observations"))]
-
-
-def _sum(counts: list[Count], unit: str, source: str) -> Count:
-    rows_in, out = sum(count.rows_in for count in counts), sum(count.out for count in counts)
-    return Count(
-        f"read:{source}", unit, rows_in, out, {}, dict(total(counts, "quarantined")), dict(total(counts, "filtered"))
-    )
+def _totals(counts: list[tuple[Count, Count]]) -> list[Count]:
+    return [summed([pair[k] for pair in counts]) for k in range(2)]
