@@ -126,7 +126,10 @@ def read_sources(folder: Path, sources: Mapping[str, list[Mapping[str, Any]]]) -
         files = [out / f"{source}{k}.jsonl" for k in range(max(1, len(kinds)))]
         for path, lines in zip(files, kinds.values() or [[]], strict=True):
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        ingest(out, chunks=folder / "chunks", source=source, files={"raw": [str(path) for path in files]})
+        # An empty file has no columns that could have our names: it is told which ones are meant.
+        columns = None if records else {"prompt": "prompt", "completion": "completion", "rating": "rating"}
+        given_files = {"raw": [str(path) for path in files]}
+        ingest(out, chunks=folder / "chunks", source=source, files=given_files, columns=columns)
         given[source] = out
     return given
 
