@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 
-from rlhf_data import tables
+from rlhf_data import tables, texts
 from rlhf_data.accounting import Count
 from rlhf_data.sources.ingest import ingest
+from rlhf_data.texts import Chunk
 
 RAW = Path(os.environ.get("RLHF_DATA_RAW", Path(__file__).parents[3] / "shared" / "data"))
 
 
 class Ingested(NamedTuple):
-    """The four tables and the two counts of a run of the step."""
+    """What a run of the step gave: its chunks' tables by ids, its quarantine and its two counts."""
 
     prompts: pl.DataFrame
     completions: pl.DataFrame
@@ -28,6 +29,29 @@ class Ingested(NamedTuple):
 
     def codes(self) -> list[str]:
         return self.quarantine["code"].to_list()
+
+
+def told(chunks: list[Chunk]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Prompts, completions and judgments of chunks by ids, each text once, in the order in which they were read."""
+    parts = []
+    for chunk in chunks:
+        prompts, completions, observed = (texts.read_chunk(chunk, part) for part in texts.PARTS[:3])
+        asked = prompts["prompt_id"].gather(completions["prompt_row"])
+        record = pl.col("record") + chunk.start
+        judgments = observed.select(
+            asked.gather(observed["completion_row"]),
+            completions["completion_id"].gather(observed["completion_row"]),
+            completions["completion_id"].gather(observed["other_row"]).alias("other_id"),
+            *("kind", "value", "aspect", "annotator", "position"),
+            raw_ref=pl.format("{}" + texts.SEPARATOR + "{}", "file", record),
+        )
+        parts.append((prompts, completions.drop("prompt_row").with_columns(asked), judgments))
+    prompts, completions, judgments = (pl.concat(frames) for frames in zip(*parts, strict=True))
+    return (
+        prompts.unique("prompt_id", keep="first", maintain_order=True),
+        completions.unique("completion_id", keep="first", maintain_order=True),
+        judgments,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +68,11 @@ def run(tmp_path: Path) -> Callable[..., Ingested]:
 
     def _run(records: Any, **given: Any) -> Ingested:
         files = records if isinstance(records, dict) else {"raw": [str(_as_file(records, tmp_path))]}
-        out = tmp_path / "out"
-        counts = ingest(out, **{"source": "s", "files": files, **given})
-        names = ("prompts", "completions", "judgments", "quarantine")
-        return Ingested(*(tables.read(out / f"{name}.parquet", name) for name in names), *counts)
+        (out := tmp_path / "out").mkdir(exist_ok=True)
+        counts = ingest(out, **{"chunks": tmp_path / "chunks", "source": "s", "files": files, **given})
+        return Ingested(
+            *told(texts.chunks_of(out)), tables.read(out / "quarantine.parquet", "quarantine"), *counts
+        )
 
     return _run
 
