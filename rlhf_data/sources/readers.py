@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
@@ -23,6 +24,8 @@ SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv
 PEEKED = 1000  # records that `peek` looks at: a column that only starts later is not seen by it
 PIECE_BYTES = 32 << 20  # of JSON lines
 PIECE_ROWS = 100_000  # of Parquet
+DEEPEST = 50  # levels of lists and objects that are read all at once
+_QUOTED, _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"'), re.compile(rb"[\[\]{}]")
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -242,19 +245,25 @@ def _frame(lines: bytes) -> pl.DataFrame | None:
     """JSON lines as a frame, or None where Arrow's reader refuses them or could read them otherwise than we do.
 
     It refuses what we want refused one by one: values of several types in a column, keys named twice, half surrogates.
-    What it would read in its own way is looked for here: dates (texts to us), two objects on a line.
+    What it would read in its own way is looked for here: dates (texts to us), an object on two lines or two on one,
+    infinite numbers (it knows more words for them).
     """
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
     text = lines.strip(b"\r\n \t")
-    if not (text.startswith(b"{") and text.endswith(b"}")) or b"\r" in text or b"NaN" in text or b"Infinity" in text:
+    if not (text.startswith(b"{") and text.endswith(b"}")) or b"\r" in text:
+        return None
+    ends = text.count(b"}\n{")  # nothing but two objects can meet so: inside of one a comma would stand between
+    if text.count(b"\n") != ends:
+        return None
+    if _deepest(text, ends + 1) > DEEPEST:
         return None
     options = arrow_json.ReadOptions(use_threads=False, block_size=len(text) + 1)
     try:
         text.decode()
         table = arrow_json.read_json(io.BytesIO(text), options)
-        if table.num_rows != text.count(b"}\n{") + 1:
+        if table.num_rows != ends + 1:
             return None
         as_text = _without_dates(table.schema)
         if as_text != table.schema:
@@ -262,7 +271,31 @@ def _frame(lines: bytes) -> pl.DataFrame | None:
         frame = pl.from_arrow(table)
     except (UnicodeDecodeError, pa.ArrowException, pl.exceptions.PolarsError):
         return None
-    return frame if isinstance(frame, pl.DataFrame) else None
+    return frame if isinstance(frame, pl.DataFrame) and all(map(_finite, frame)) else None
+
+
+def _finite(column: pl.Series) -> bool:
+    """Whether each number of a column, however deep, is a finite one."""
+    if isinstance(column.dtype, pl.Struct):
+        return all(map(_finite, column.struct.unnest())) if column.dtype.fields else True
+    if isinstance(column.dtype, pl.List):
+        return _finite(column.explode(empty_as_null=False, keep_nulls=False))
+    return not column.dtype.is_float() or bool(column.is_finite().all())
+
+
+def _deepest(text: bytes, lines: int) -> int:
+    """How deep the values of any line nest, or something smaller than DEEPEST if it is no deeper than that.
+
+    Arrow's reader calls itself for each level: some thousands of them, in a damaged file, would end the process.
+    """
+    if text.count(b"{") + text.count(b"[") - lines < DEEPEST:  # one for each line, the others all in one of them
+        return 0
+    deepest = 0
+    for line in io.BytesIO(text):
+        if line.count(b"{") + line.count(b"[") > DEEPEST:  # most of these stand in texts
+            marks = _MARKS.findall(_QUOTED.sub(b"", line))
+            deepest = max(deepest, *itertools.accumulate((1 if mark in b"[{" else -1) for mark in marks), 0)
+    return deepest
 
 
 def _without_dates(schema: Any) -> Any:
