@@ -62,7 +62,7 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
     found = _quick(raw, wanted)
     if found is not None:
         return found
-    missing = absent(wanted, raw.columns())
+    missing = absent(_lacking(raw, wanted), raw.columns())
     if missing and raw.height > len(raw.broken):
         raise ValueError(f"{raw.name}: " + "; ".join(missing))
     rejects = [(record, "json.invalid", broken.what) for record, broken in raw.broken.items()]
@@ -137,6 +137,13 @@ def types(raw: Raw) -> dict[str, pl.DataType]:
     if isinstance(raw.rows, pl.DataFrame):
         return dict(raw.rows.schema)
     return {name: infer(_values(raw.rows, name)) for name in raw.columns()}
+
+
+def _lacking(raw: Raw, paths: Iterable[str]) -> list[str]:
+    """The paths whose columns are neither in the file nor, of a piece, in the rest of its file."""
+    names = {path: [path, str(tokens(path)[0])] for path in paths}
+    lacking = set(raw.lacks(list(dict.fromkeys(name for both in names.values() for name in both))))
+    return [path for path, both in names.items() if lacking.issuperset(both)]
 
 
 def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:

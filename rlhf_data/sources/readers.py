@@ -11,8 +11,8 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -45,7 +45,12 @@ class Raw:
         name: the file's name.
         rows: JSON objects (None where a record is broken), or a frame of a typed format.
         broken: the records that are no JSON object.
+        known: the columns of the whole file, as far as they have been asked for, where this is a piece of it.
+        elsewhere: says which of some columns the whole file has.
     """
+
+    known: Sequence[str] | None = None
+    elsewhere: Callable[[Sequence[str]], Sequence[str]] | None = None
 
     def __init__(
         self,
@@ -85,6 +90,14 @@ class Raw:
         if isinstance(self.rows, pl.DataFrame):
             return self.rows.columns
         return list(dict.fromkeys(key for row in self.rows if row is not None for key in row))
+
+    def lacks(self, names: Sequence[str]) -> list[str]:
+        """Those of some columns that neither the piece nor the rest of its file has."""
+        absent = [name for name in names if name not in self.columns() and name not in (self.known or ())]
+        if not absent or self.elsewhere is None:
+            return absent
+        found = self.elsewhere(absent)
+        return [name for name in absent if name not in found]
 
     def as_json(self, record: int) -> str:
         """One record as JSON text, for the quarantine."""
@@ -176,7 +189,15 @@ def read(
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def pieces(path: str | Path, *, name: str, format: str | None = None, digest: str, **reading: Any) -> Iterator[Piece]:
+def pieces(
+    path: str | Path,
+    *,
+    name: str,
+    format: str | None = None,
+    digest: str,
+    names: Sequence[str] = (),
+    **reading: Any,
+) -> Iterator[Piece]:
     """A raw file in pieces of bounded size: JSON lines by bytes, Parquet by rows, others whole.
 
     Lines that are added at the end of a file leave its first pieces as they were.
@@ -186,6 +207,7 @@ def pieces(path: str | Path, *, name: str, format: str | None = None, digest: st
         name: what to call it.
         format: one of FORMATS; from the file's name if not given.
         digest: of the file's bytes.
+        names: columns that mean something wherever in the file they occur: each piece knows which of them there are.
         reading: further arguments of `read`.
 
     Raises:
@@ -193,15 +215,53 @@ def pieces(path: str | Path, *, name: str, format: str | None = None, digest: st
     """
     path, kind = Path(path), format_of(path, format)
     if kind == "jsonl":
-        for line, block in _blocks(path):
+        elsewhere = cache(lambda asked: _columns_among(path, asked))
+        for line, block, last in _marked(_blocks(path)):
             mark = f"{xxh3_128_hexdigest(block)}@{line}"
-            yield Piece(name, mark, partial(Raw, name, lines=block, line=line))
+            if last and line == 1:
+                yield Piece(name, mark, partial(Raw, name, lines=block))
+                return
+            known = elsewhere(tuple(names)) if names else None
+            yield Piece(name, f"{mark}:{known}", partial(_piece, name, block, line, known, elsewhere))
     elif kind == "parquet" and not path.name.lower().endswith(".gz"):
         height = _checked_parquet(path).select(pl.len()).collect().item()
         for start in range(0, max(1, height), PIECE_ROWS):
             yield Piece(name, f"{digest}@{start}", partial(_slice, path, name, start))
     else:
         yield Piece(name, digest, partial(read, path, name=name, format=format, **reading))
+
+
+def _piece(
+    name: str,
+    block: bytes,
+    line: int,
+    known: Sequence[str] | None,
+    elsewhere: Callable[[tuple[str, ...]], Sequence[str]],
+) -> Raw:
+    raw = Raw(name, lines=block, line=line)
+    raw.known, raw.elsewhere = known, lambda asked: elsewhere(tuple(asked))
+    return raw
+
+
+def _marked(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, bool]]:
+    """Each block, and whether it is the last one."""
+    before = next(blocks, None)
+    while before is not None:
+        after = next(blocks, None)
+        yield *before, after is None
+        before = after
+
+
+def _columns_among(path: Path, names: Sequence[str]) -> list[str]:
+    """Those of some names that are columns of a JSON lines file; only blocks that have one as a key are taken apart."""
+    found: dict[str, None] = {}
+    for line, block in _blocks(path):
+        open_names = [name for name in names if name not in found]
+        keys = [json.dumps(name, ensure_ascii=ascii).encode() for name in open_names for ascii in (True, False)]
+        if any(key in block and re.search(re.escape(key) + rb"\s*:", block) for key in keys):
+            there = set(Raw("", lines=block, line=line).columns())
+            found.update(dict.fromkeys(name for name in open_names if name in there))
+    return [name for name in names if name in found]
 
 
 def _slice(path: Path, name: str, start: int) -> Raw:
