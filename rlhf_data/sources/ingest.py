@@ -254,6 +254,7 @@ def _settle(part: Part, source: str) -> Settled:
     refused = rows.filter(pl.col("code").is_not_null())
     good = rows.filter(pl.col("code").is_null()).drop("code", "detail")
     rejects = pl.concat([read.rejects.select(*REASON), refused.select(*REASON)])
+    rejects = rejects.sort("record", maintain_order=True)  # the same wherever a file is cut
     fates = _fates(good, rejects, read.skipped)
     height = sum(raw.height for raw in part.raws)
     if part.whole and fates.height != height:
