@@ -112,7 +112,9 @@ def test_a_row_with_a_text_that_the_tokenizer_refuses_is_refused_by_its_code(tmp
     scorer = Scorer(refuse="no")
     rows, refused, _ = attach(tmp_path, text, [pair(text, "yes", "no"), pair(text, "up", "down")], "paired", scorer)
     assert rows["ref_chosen_logps"].to_list() == [-2.3]
-    assert refused["code"].to_list() == ["text.special_token"] and refused["raw_ref"].to_list() == [["s0.jsonl#0", "s0.jsonl#1"]]
+    assert refused["code"].to_list() == ["text.special_token"] and refused["raw_ref"].to_list() == [
+        ["s0.jsonl#0", "s0.jsonl#1"]
+    ]
 
 
 def test_a_partner_is_scored_under_this_rows_prompt(tmp_path, text):

@@ -47,11 +47,15 @@ def test_ids_texts_and_lineage_of_a_published_row_are_those_of_its_answers(table
         assert asked == [raw[text][1]["prompt"] for text in rows[side]]
     if table == "paired":
         assert_series_equal(rows["pair_id"], ids.pair_ids(rows["chosen_id"], rows["rejected_id"], "pair_id"))
-        behind = [sorted(f"r.jsonl#{raw[text][0]}" for text in pair) for pair in rows.select("chosen", "rejected").iter_rows()]
+        behind = [
+            sorted(f"r.jsonl#{raw[text][0]}" for text in pair) for pair in rows.select("chosen", "rejected").iter_rows()
+        ]
     else:
         behind = [[f"r.jsonl#{raw[text][0]}"] for text in rows["completion"]]
     assert rows["raw_ref"].to_list() == behind
-    assert rows["category"].to_list() == [raw[text][1]["category"] for text in rows["completion" if table == "unpaired" else "chosen"]]
+    assert rows["category"].to_list() == [
+        raw[text][1]["category"] for text in rows["completion" if table == "unpaired" else "chosen"]
+    ]
 
 
 def test_polars_reads_the_files_as_they_lie_there(built):

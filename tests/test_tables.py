@@ -73,7 +73,10 @@ def test_a_narrow_table_is_the_published_one_without_its_texts(narrow, whole):
 def test_a_narrow_pair_is_of_two_answers_and_stands_once(tmp_path):
     row = {"prompt_row": 0, "chosen_row": 1, "rejected_row": 2, "preference": 1.0, "weight": 1.0}
     row |= {"source": "s", "split": "train"}
-    for rows, message in (([row, row], "chosen_row, rejected_row must be unique"), ([row | {"chosen_row": 2}], "differ")):
+    for rows, message in (
+        ([row, row], "chosen_row, rejected_row must be unique"),
+        ([row | {"chosen_row": 2}], "differ"),
+    ):
         with pytest.raises(tables.ContractError, match=message):
             tables.write(pl.DataFrame(rows), tmp_path / "t.parquet", "paired_rows")
 
@@ -122,8 +125,6 @@ BROKEN = {
     "no vote": (rated(votes=0), "votes: greater_than_or_equal_to"),
     "one row twice": (pl.concat([rated(), rated()]), "unique"),
 }
-
-
 
 
 def test_an_id_that_is_too_short_never_reaches_disk(tmp_path):

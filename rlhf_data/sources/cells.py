@@ -74,7 +74,9 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
             try:
                 column, misfits = _untyped(_values(raw.rows, path), kind)
             except RecursionError:
-                raise ValueError(f"{raw.name}: {path!r} nests too deep for a column: name the part that counts") from None
+                raise ValueError(
+                    f"{raw.name}: {path!r} nests too deep for a column: name the part that counts"
+                ) from None
         columns.append(column.alias(path))
         rejects += [(record, code, f"{path} {detail}") for record, code, detail in misfits]
     frame = pl.DataFrame({"record": pl.Series(range(raw.height), dtype=pl.UInt32), **{c.name: c for c in columns}})

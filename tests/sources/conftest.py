@@ -70,9 +70,7 @@ def run(tmp_path: Path) -> Callable[..., Ingested]:
         files = records if isinstance(records, dict) else {"raw": [str(_as_file(records, tmp_path))]}
         (out := tmp_path / "out").mkdir(exist_ok=True)
         counts = ingest(out, **{"chunks": tmp_path / "chunks", "source": "s", "files": files, **given})
-        return Ingested(
-            *told(texts.chunks_of(out)), tables.read(out / "quarantine.parquet", "quarantine"), *counts
-        )
+        return Ingested(*told(texts.chunks_of(out)), tables.read(out / "quarantine.parquet", "quarantine"), *counts)
 
     return _run
 

@@ -25,7 +25,9 @@ PATHS = ["a", "b", "a.x", "a[0]", "a[0].role", "b.y"]
 
 texts = st.one_of(
     st.text(max_size=4),
-    st.sampled_from(["2024-01-01", "2024-01-01T00:00:00", "2024-01-01 00:00:00.5Z", "12:30", "1", "true", "", "\u2028"]),
+    st.sampled_from(
+        ["2024-01-01", "2024-01-01T00:00:00", "2024-01-01 00:00:00.5Z", "12:30", "1", "true", "", "\u2028"]
+    ),
     st.sampled_from(["NaN", "\x00", "}\n{", "\ud800", "\udc00", "😀", "é", '"', "\\", "\x85", "\x7f", "null"]),
 )
 whole = st.one_of(st.integers(-3, 3), st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64, 10**30, 10**400]))
@@ -57,7 +59,9 @@ def files(draw) -> bytes:
     content = (start + "".join(line + ending for line in lines)).encode("utf-8", "surrogatepass")
     if draw(st.integers(0, 4)) == 0 and content:
         at = draw(st.integers(0, len(content)))
-        odd = draw(st.sampled_from([b"\xff", b"\x00", b"{", b"}", b"\n", b"]", b",", b'"', b"0", b"-", b".", b" ", b"\\"]))
+        odd = draw(
+            st.sampled_from([b"\xff", b"\x00", b"{", b"}", b"\n", b"]", b",", b'"', b"0", b"-", b".", b" ", b"\\"])
+        )
         content = content[:at] + odd + content[at + draw(st.integers(0, 1)) :]
     return content
 
