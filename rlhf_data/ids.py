@@ -6,6 +6,7 @@ which no engine's own `hash()` promises.
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -89,5 +90,5 @@ def _normalised(text: str) -> str:
 
 
 def _digests(values: pl.Series | Sequence[str | None], name: str) -> pl.Series:
-    texts = values.cast(pl.Binary) if isinstance(values, pl.Series) else [v and v.encode() for v in values]
+    texts: Any = values.cast(pl.Binary) if isinstance(values, pl.Series) else [v and v.encode() for v in values]
     return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v) for v in texts], dtype=pl.String)

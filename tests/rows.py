@@ -1,6 +1,6 @@
 """What tests of the data steps share: text folders by the real steps, and narrow tables of answers that have names.
 
-An answer named "a" is completion row 0 and has the id "aaa…", "b" is row 1, and so on; a prompt "p" is row 0, "q" row 1.
+An answer named "a" is completion row 0 and has the id "aaa…", "b" is row 1, and so on; prompt "p" is row 0, "q" row 1.
 """
 
 import json

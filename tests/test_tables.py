@@ -128,7 +128,7 @@ BROKEN = {
 
 
 def test_an_id_that_is_too_short_never_reaches_disk(tmp_path):
-    with pytest.raises(tables.ContractError, match="completions.completion_id: str_length"):
+    with pytest.raises(tables.ContractError, match=r"completions\.completion_id: str_length"):
         tables.write(held(completion_id="c"), tmp_path / "t.parquet", "completions")
     assert list(tmp_path.iterdir()) == []
 

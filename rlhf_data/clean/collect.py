@@ -1,4 +1,4 @@
-"""Bring the sources of a spec together: each prompt and each completion once, every judgment kept, all by row number."""
+"""Bring the sources of a spec together: each prompt and completion once, every judgment kept, all by row number."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from rlhf_data import tables
+from rlhf_data import ids, tables, texts
 from rlhf_data.accounting import Count
-from rlhf_data import texts
 from rlhf_data.shape.precedence import by_precedence
 
 SIDES = ["prompt_row", "source", "judgment_rows"]
@@ -20,6 +19,8 @@ def to_unpaired(
     threshold: float = 0.0,
     gap: float = 0.0,
     ties: str = "drop",
+    balance: float | None = None,
+    seed: int = 0,
     sources: list[str] | None = None,
 ) -> list[Count]:
     """Rated and compared → rows.parquet, the unpaired table without its texts.
@@ -34,6 +35,9 @@ def to_unpaired(
         gap: rewards less than this far from the threshold or the mean are in a grey zone and left out.
         ties: an answer that won as much as it lost, or that is its prompt's mean: "drop", or "soft" to keep it without
             a label.
+        balance: the share of desirable rows among the labelled ones of the train split, reached by leaving out rows of
+            the larger class, drawn by keyed hash.
+        seed: of the keyed hash.
         sources: their names, in the spec's order: an answer that several hold is the first one's.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
@@ -54,8 +58,15 @@ def to_unpaired(
     splits = tables.read(inputs["split"] / "splits.parquet", "splits")
     rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_row")
     category = texts.read(inputs["text"], "completions", ["completion_row", "category"])
-    rows = rows.join(category, on="completion_row", how="left")
-    tables.write(rows.sort("completion_row"), out / "rows.parquet", "unpaired_rows")
+    rows = rows.join(category, on="completion_row", how="left").sort("completion_row")
+    filtered = dict(left.iter_rows())
+    if balance is not None:
+        even = _balanced(
+            rows, texts.read(inputs["text"], "completions", ["completion_row", "completion_id"]), balance, seed
+        )
+        filtered |= {"balance": rows.height - even.height} if even.height < rows.height else {}
+        rows = even
+    tables.write(rows, out / "rows.parquet", "unpaired_rows")
     merged = {
         "both sides of pairs into answers": 2 * compared.height - responses.height,
         "in several sources": answers.height - once.height,
@@ -67,9 +78,24 @@ def to_unpaired(
             rated.height + 2 * compared.height,
             rows.height,
             merged={reason: n for reason, n in merged.items() if n},
-            filtered=dict(left.iter_rows()),
+            filtered=filtered,
         )
     ]
+
+
+def _balanced(rows: pl.DataFrame, named: pl.DataFrame, balance: float, seed: int) -> pl.DataFrame:
+    """The rows without those of the larger class that are too many in the train split."""
+    train = (pl.col("split") == "train") & pl.col("label").is_not_null()
+    counted = {label: rows.filter(train & (pl.col("label") == label)).height for label in (True, False)}
+    if not all(counted.values()):
+        raise ValueError(f"shape.balance: no train row has label {str(not counted[True]).lower()}; nothing to balance")
+    most = {True: counted[False] * balance / (1 - balance), False: counted[True] * (1 - balance) / balance}
+    lots = ids.keyed_hash(texts.looked_up(rows["completion_row"], named, "completion_id"), "balance", seed)
+    place = pl.struct(pl.lit(lots).alias("lot"), "completion_row").rank("ordinal").over("label", train)
+    limit = pl.col("label").replace_strict(
+        {k: int(v + 1e-9) for k, v in most.items()}, default=None, return_dtype=pl.Int64
+    )
+    return rows.filter(~train | (place <= limit).fill_null(True))
 
 
 def unpair(compared: pl.DataFrame) -> pl.DataFrame:

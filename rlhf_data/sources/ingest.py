@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,12 +103,7 @@ def ingest(
             raise ValueError(
                 "no files; a source needs files or a data set of `datasets`" if hf is None else f"{hf}: and files"
             )
-        if adapter is not None:
-            way: Callable[..., Iterable[Part]] = lambda loaded: adapted(loaded, adapter, options)
-        elif sql is not None:
-            way = lambda loaded: queried(loaded, sql)
-        else:
-            way = lambda loaded: mapped(loaded, columns)
+        way = partial(_read_by, adapter, options, columns, sql)
         asked = repr((version, adapter, options, columns, sql, format, reading, category, limit))
         known = digests or {name: [disk.digest(Path(path)) for path in paths] for name, paths in files.items()}
         names = ROLES if adapter is None and columns is None else ()
@@ -118,6 +114,18 @@ def ingest(
     texts.write_chunks(out, [chunk for chunk, _ in made])
     tables.write(_quarantine([chunk for chunk, _ in made], source), out / "quarantine.parquet", "quarantine")
     return _totals([counts for _, counts in made], source)
+
+
+def _read_by(
+    adapter: str | None,
+    options: Mapping[str, Any],
+    columns: Mapping[str, Any] | None,
+    sql: str | None,
+    loaded: Mapping[str, Iterable[Raw]],
+) -> Iterable[Part]:
+    if adapter is not None:
+        return adapted(loaded, adapter, options)
+    return mapped(loaded, columns) if sql is None else queried(loaded, sql)
 
 
 def _jobs(
