@@ -125,6 +125,7 @@ def _narrow(name: str) -> "DataFrameSchema":
         schema = schema.update_column(column, dtype=pl.Categorical(), checks=[])
     rows = {column: Column(dtype, nullable=column == "mismatched_row") for column, dtype in NARROW[name].items()}
     schema = schema.add_columns(rows)
+    schema.columns = {column: schema.columns[column] for column in columns(name)}  # in the order that is written
     schema.unique = ["chosen_row", "rejected_row"] if name == "paired_rows" else ["completion_row"]
     schema.checks = [Check.columns_differ(left="chosen_row", right="rejected_row")] if name == "paired_rows" else []
     schema.name = name
