@@ -198,13 +198,8 @@ def _made(
     made, starts = [], Counter[str]()
     for file, folder in done:
         facts = texts.facts(folder)
-        made.append(
-            (
-                Chunk(str(folder), source, starts[file]),
         counts = tuple(Count(**{**count, "step": f"read:{source}"}) for count in facts["counts"])
         made.append((Chunk(str(folder), source, starts[file]), counts))
-            )
-        )
         starts[file] += facts["records"] if file else 0
     return made
 
