@@ -19,8 +19,11 @@ from rlhf_data.terminal import (
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from rlhf_data.plan import Workspace
     from rlhf_data.spec import Spec
+    from rlhf_data.whatif import Weighed
 
 app = typer.Typer(
     add_completion=False,
@@ -35,6 +38,14 @@ Variables = Annotated[list[str] | None, typer.Option("--var", help="NAME=VALUE f
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the spec, such as train.beta=0.2.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N records of each raw file: a quick look.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RuleList = Annotated[
+    str | None, typer.Option("--rules", help="RULE or RULE:PARAMETER=VALUE:…, with commas between; all: all that fit.")
+]
+PolicyTable = Annotated[Path | None, typer.Option("--policy", help="Parquet of completion_id, logps (nats, summed).")]
+PolicyModel = Annotated[str | None, typer.Option("--model", help="Score this model's folder, through the score store.")]
+PolicyRun = Annotated[str | None, typer.Option("--run", help="Score the latest policy of this spec.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step, for rules whose weights depend on other rows.")]
+SplitOf = Annotated[str, typer.Option("--split", help="Rows of which split.")]
 DEFAULT_WORKSPACE = Path(".rlhf")
 STOPPED = 130  # the exit code of Ctrl-C
 
@@ -297,6 +308,43 @@ def rules(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def weights(
+    snapshot: Annotated[Path, typer.Argument(help="A scored snapshot, or the folder of its versions.")],
+    rules: RuleList = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet to write: ids, row weights and each rule's weights.")
+    ] = None,
+    policy: PolicyTable = None,
+    model: PolicyModel = None,
+    run: PolicyRun = None,
+    split: SplitOf = "train",
+    batch_size: BatchSize = 16,
+    seed: Annotated[int, typer.Option(help="Of the order of rows in those steps.")] = 0,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Weigh a snapshot's rows by rules, before training.
+
+    Unless a policy is named it is the reference itself, as at the first step: every log-ratio is 0. The row's own
+    weight is not multiplied in; it is a column of its own.
+    """
+    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace)
+    if out is not None:
+        made.weights.write_parquet(out, compression="lz4", statistics=False)
+    from rlhf_data.whatif.summary import in_words, summary
+
+    told = {"rows": made.weights.height, "out": str(out) if out else None, "rules": summary(made)}
+    for note in [*made.notes, *made.left_out.values()]:
+        say(note)
+    if as_json:
+        print(json.dumps({**told, "notes": made.notes, "left_out": made.left_out}))
+    else:
+        print("\n".join(in_words(told["rules"])))
+        if out is not None:
+            print(f"{out}: {rows_in_words({split: made.weights.height})}, {made.weights.width} columns")
+
+
+@app.command()
 def show(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
@@ -398,6 +446,48 @@ def deploy(
     for schedule in schedules:
         command += ["--cron", schedule.cron, "--timezone", schedule.timezone]
     return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def _weighed(
+    snapshot: Path,
+    rules: str | None,
+    policy: Path | None,
+    model: str | None,
+    run: str | None,
+    split: str,
+    batch_size: int,
+    seed: int,
+    workspace: Path,
+    also: tuple[str, ...] = (),
+) -> "Weighed":
+    """The weights that a command asks for."""
+    from rlhf_data import whatif
+
+    if not rules:
+        raise ValueError("no rule is named: write --rules dpo,simpo, or --rules all; `rlhf-data rules` lists them")
+    asked = None if rules == "all" else whatif.parse(rules)
+    table = _policy(snapshot, policy, model, run, split, workspace)
+    return whatif.weigh(snapshot, asked, split=split, policy=table, batch_size=batch_size, seed=seed, also=also)
+
+
+def _policy(
+    snapshot: Path, policy: Path | None, model: str | None, run: str | None, split: str, workspace: Path
+) -> "pl.DataFrame | None":
+    """The log-probs of the policy that a command names; None where it names none."""
+    if sum(given is not None for given in (policy, model, run)) > 1:
+        raise ValueError("--policy, --model and --run each name the policy: give one of them")
+    if policy is None and model is None and run is None:
+        return None
+    from rlhf_data.whatif.policy import read_policy, score_policy
+
+    if policy is not None:
+        return read_policy(policy)
+    space = _workspace(workspace)
+    folder = space.model_of(run) if run else Path(model or "")
+    if folder is None or not folder.is_dir():
+        raise ValueError(f"there is no trained policy of {run}: train it first" if run else f"{model} is no folder")
+    reference = {"path": str(folder)}
+    return score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
 
 
 def _specs(place: Path, variables: list[str] | None, overrides: list[str] | None, workspace: Path) -> list["Spec"]:
