@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import fields
+from functools import cache
 from typing import Any, NamedTuple
 
 from rlhf_data import rules
@@ -57,6 +58,7 @@ def everything() -> list[Asked]:
     return [Asked(name, name, {}) for name in rules.RULES]
 
 
+@cache
 def reads(rule: str) -> frozenset[str]:
     """The measured fields of a batch that a rule reads, through whatever derived quantity.
 

@@ -1,6 +1,5 @@
 """Each rule's weights in a few figures."""
 
-
 import polars as pl
 
 from rlhf_data.whatif.weigh import Weighed, columns_of

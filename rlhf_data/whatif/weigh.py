@@ -18,6 +18,7 @@ from rlhf_data.whatif.ask import KINDS, MISMATCHED, Asked, everything, reads, re
 
 _CHUNK = 1 << 15  # rows of a rule that looks at each row alone, in one go: about what a core's cache holds
 _STACKED = 1 << 19  # values of batches that are weighed side by side, at most
+Columns = dict[str, np.ndarray]
 KEYS = {"paired": "pair_id", "unpaired": "completion_id"}
 SIDES = {"paired": ("chosen", "rejected"), "unpaired": ("completion",)}
 _IDS = {"paired": ("chosen_id", "rejected_id"), "unpaired": ("completion_id",)}
@@ -88,10 +89,12 @@ def weigh(
         raise ValueError("\n".join(left_out.values()))
     served = [one for one in asked or everything() if one.label not in left_out]
     if moved:
-        _require_policy(trained, {f for one in served for f in _columns(one, table, moved)})
-    order = _order(rows, table, seed)
+        _require_policy(trained, {name for one in served for name in _policy_columns(one, table)})
+    batched = any(rules.averages_over_batch(one.rule) for one in served)
+    order = _order(rows, table, seed) if batched else np.arange(0)
+    columns = _columns(rows, moved)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(lambda one: _weights(one, table, rows, order, batch_size, moved), served))
+        made = list(pool.map(lambda one: _weights(one, table, columns, order, batch_size), served))
     named = _named(served, table, made)
     weights = pl.DataFrame([rows[KEYS[table]], rows["weight"], *named])
     if not counts.all():
@@ -106,7 +109,7 @@ def columns_of(one: Asked, table: str, *, alone: bool) -> tuple[str, ...]:
 
 
 def batch_of(
-    one: Asked, table: str, rows: pl.DataFrame, at: np.ndarray | slice, shape: tuple[int, int], moved: bool
+    one: Asked, table: str, columns: Columns, at: np.ndarray | slice, shape: tuple[int, int]
 ) -> Pairs | Completions:
     """The rows `at` as the rule sees them, in `shape[0]` batches of `shape[1]` rows.
 
@@ -122,11 +125,11 @@ def batch_of(
         elif sides and field.endswith("mismatched_logps"):  # refused unless the policy is the reference
             parts = [np.zeros(shape) for _ in sides]
         else:
-            parts = [_values(rows, sided(field, table, side), moved)[at].reshape(shape) for side in sides or ("",)]
+            parts = [columns[sided(field, table, side)][at].reshape(shape) for side in sides or ("",)]
         return Array(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
 
     read = reads(one.rule) | {"weight"}
-    unread = Array(np.zeros((shape[0], shape[1] * max(1, len(sides)))))
+    unread = Array(np.broadcast_to(0.0, (shape[0], shape[1] * max(1, len(sides)))))
     return kind(**{f.name: column(f.name) if f.name in read else unread for f in fields(kind) if _is_given(f, read)})
 
 
@@ -141,28 +144,32 @@ def _seen_sides(one: Asked, table: str) -> tuple[str, ...]:
     return ("chosen", "rejected") if {"label", "reward"} & reads(one.rule) else ("chosen",)
 
 
-def _values(rows: pl.DataFrame, column: str, moved: bool) -> np.ndarray:
-    name = column if moved or not column.startswith("policy_") else column.replace("policy_", "ref_")
-    values = rows[name]
-    return values.fill_null(False).to_numpy() if values.dtype == pl.Boolean else values.to_numpy()
+def _columns(rows: pl.DataFrame, moved: bool) -> Columns:
+    """The numbers of the rows; unless the policy has moved, the reference's log-probs are its own too."""
+    columns = {
+        name: (rows[name].fill_null(False) if dtype == pl.Boolean else rows[name]).to_numpy()
+        for name, dtype in rows.schema.items()
+        if dtype.is_numeric() or dtype == pl.Boolean
+    }
+    policy = {} if moved else {f"policy_{name[4:]}": values for name, values in columns.items() if name[:4] == "ref_"}
+    return columns | policy
 
 
-def _weights(
-    one: Asked, table: str, rows: pl.DataFrame, order: np.ndarray, size: int, moved: bool
-) -> tuple[np.ndarray, ...]:
+def _weights(one: Asked, table: str, columns: Columns, order: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
     """One rule's weights of all rows: (chosen, rejected) of pairs, (w,) of completions; 0 where no batch has a row."""
     rule = rules.rule(one.rule, **one.parameters)
-    made = tuple(np.zeros(rows.height) for _ in SIDES[table])
+    height = len(columns["weight"])
+    made = tuple(np.zeros(height) for _ in SIDES[table])
 
     def fill(at: np.ndarray | slice, shape: tuple[int, int]) -> None:
-        given = _split(rule(batch_of(one, table, rows, at, shape, moved)), _seen_sides(one, table), shape)
+        given = _split(rule(batch_of(one, table, columns, at, shape)), _seen_sides(one, table), shape)
         for out, values in zip(made, given, strict=True):
             out[at] = values.reshape(-1)
 
     with np.errstate(all="ignore"):  # as torch: where a formula leaves the floats, the rule says so
         if not rules.averages_over_batch(one.rule):
-            for start in range(0, rows.height, _CHUNK):
-                stop = min(start + _CHUNK, rows.height)
+            for start in range(0, height, _CHUNK):
+                stop = min(start + _CHUNK, height)
                 fill(slice(start, stop), (1, stop - start))
             return made
         whole = len(order) // size
@@ -200,10 +207,10 @@ def _order(rows: pl.DataFrame, table: str, seed: int) -> np.ndarray:
     return counted[np.argsort(ranks, kind="stable")]
 
 
-def _columns(one: Asked, table: str, moved: bool) -> set[str]:
+def _policy_columns(one: Asked, table: str) -> set[str]:
     """The columns that hold the policy's log-probs for a rule."""
     sides = _seen_sides(one, table) or ("",)
-    return {sided(f, table, s) for f in reads(one.rule) if f.startswith("policy_") and moved for s in sides}
+    return {sided(field, table, side) for field in reads(one.rule) if field.startswith("policy_") for side in sides}
 
 
 def _read(
