@@ -397,11 +397,42 @@ def quarantine(
 @app.command()
 def report(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    rules: RuleList = None,
+    out: Annotated[Path, typer.Option(help="Where the page of --rules goes.")] = Path("weights.html"),
+    policy: PolicyTable = None,
+    model: PolicyModel = None,
+    run: PolicyRun = None,
+    probe: Annotated[int, typer.Option(min=0, help="Measure the gradients of N rows of each source.")] = 0,
+    split: SplitOf = "train",
+    batch_size: BatchSize = 16,
+    seed: Annotated[int, typer.Option(help="Of the order of rows in those steps, and of the rows to probe.")] = 0,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
 ) -> None:
-    """Print where a snapshot's HTML report is."""
+    """Print where a snapshot's HTML report is, or compare rules on it.
+
+    With --rules: a page of where each rule's gradient would come from, before training; --json gives its figures.
+    Without a policy named, it is the reference itself. --probe runs the policy backward over a few rows.
+    """
     from rlhf_data.snapshot import resolve
 
-    print(resolve(snapshot) / "report.html")
+    if rules is None:
+        page = resolve(snapshot) / "report.html"
+        print(json.dumps({"report": str(page)}) if as_json else page)
+        return
+    from rlhf_data.report import weights_page
+    from rlhf_data.whatif.figures import ALSO, figures
+
+    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace, ALSO)
+    known = None
+    if probe:
+        from rlhf_data.whatif.probe import probe as measure
+
+        policy_model = _policy_model(model, run, workspace)
+        known = measure(snapshot, policy_model, split=split, each=probe, seed=seed, cache=_workspace(workspace).root)
+    found = figures(snapshot, made, split=split, known=known)
+    out.write_text(weights_page(found), encoding="utf-8")
+    print(json.dumps({"report": str(out), **found}, ensure_ascii=False) if as_json else out)
 
 
 @app.command()
@@ -483,11 +514,19 @@ def _policy(
     if policy is not None:
         return read_policy(policy)
     space = _workspace(workspace)
-    folder = space.model_of(run) if run else Path(model or "")
+    reference = _policy_model(model, run, workspace)
+    assert reference is not None
+    return score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
+
+
+def _policy_model(model: str | None, run: str | None, workspace: Path) -> dict[str, str] | None:
+    """The model that a command names, by its folder or by the spec that trained it."""
+    if model is None and run is None:
+        return None
+    folder = _workspace(workspace).model_of(run) if run else Path(model or "")
     if folder is None or not folder.is_dir():
         raise ValueError(f"there is no trained policy of {run}: train it first" if run else f"{model} is no folder")
-    reference = {"path": str(folder)}
-    return score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
+    return {"path": str(folder)}
 
 
 def _specs(place: Path, variables: list[str] | None, overrides: list[str] | None, workspace: Path) -> list["Spec"]:
