@@ -283,28 +283,37 @@ def evaluate(
 
 
 @app.command()
-def rules(as_json: AsJson = False) -> None:
-    """List the weighting rules."""
-    from rlhf_data import rules as known
+def rules(
+    name: Annotated[str | None, typer.Argument(help="One rule, shown in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the weighting rules, or show one.
 
+    Formula, inputs, table, parameters and reference; docs/rules.md has the curves too.
+    """
+    from rlhf_data import rules as known
+    from rlhf_data.whatif import page
+
+    if name is not None:
+        one = page.about(name)
+        print(json.dumps(page.as_dict(one), ensure_ascii=False) if as_json else page.in_terminal(one))
+        return
+    everything = [page.about(each) for each in known.RULES]
+    if not as_json:
+        print("\n".join(page.listed(everything)))
+        return
+    keys = ("table", "formula", "columns", "source", "batch")
     listed = [
         {
-            "rule": name,
-            "table": known.table(name),
-            "needs": list(known.needs(name)),
-            "parameters": known.parameters(name),
-            "about": (known.RULES[name].__doc__ or "").strip().splitlines()[0],
+            "rule": one.name,
+            "needs": list(one.needs),
+            "parameters": {parameter.name: parameter.default for parameter in one.parameters},
+            "about": one.first,
+            **{key: getattr(one, key) for key in keys},
         }
-        for name in known.RULES
+        for one in everything
     ]
-    if as_json:
-        print(json.dumps(listed))
-        return
-    width = max(len(rule["rule"]) for rule in listed)
-    for rule in listed:
-        parameters = ", ".join(f"{key}={value}" for key, value in rule["parameters"].items())
-        print(f"{rule['rule']:<{width}} {rule['table']:<9} {rule['about']}")
-        print(f"{'':<{width}} needs {', '.join(rule['needs'])}; {parameters or 'no parameters'}")
+    print(json.dumps(listed, ensure_ascii=False))
 
 
 @app.command()
