@@ -32,7 +32,7 @@ class Sizes(NamedTuple):
     """The sizes of gradients: an exponent for all, and `by_source`; a source that is not there is as `Size(1, 0)`."""
 
     exponent: float = ROOT_N
-    by_source: Mapping[str, Size] = {}  # noqa: RUF012  (never written to)
+    by_source: Mapping[str, Size] = {}
 
 
 def surprise(logps: np.ndarray, n_tokens: np.ndarray) -> np.ndarray:

@@ -82,6 +82,8 @@ def weigh(
     rows = _read(opened, table, split, asked or everything(), policy, also)
     counts = rows["weight"] > 0
     trained = rows if counts.all() else rows.filter(counts)
+    if not trained.height:
+        raise ValueError(f"no row of the {rows.height} in {split} has a weight above 0: there is nothing to weigh")
     filled = [name for name in trained.columns if not trained[name].null_count()]
     reasons = {one.label: refused(one, table, filled, moved=moved) for one in asked or everything()}
     left_out = {label: reason for label, reason in reasons.items() if reason}
