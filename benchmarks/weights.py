@@ -11,6 +11,7 @@ with one line of JSON: every figure of every round.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,12 +26,14 @@ ROOT = Path(__file__).parents[1]
 RULES = "dpo,cdpo:label_smoothing=0.2,ipo,hinge,simpo,apo_zero,nca,rdpo,rpo,beta_dpo"
 SHARED = ["dpo", "ipo", "hinge", "simpo"]
 MAP = """
-import sys, time, datasets, torch, torch.nn.functional as F
+import sys, time, datasets, pyarrow as pa, torch, torch.nn.functional as F
 datasets.disable_progress_bars()
 started = time.perf_counter()
-rows = datasets.Dataset.from_parquet(sys.argv[1], keep_in_memory=True).with_format("numpy")  # the torch format is float32
+# As Arrow: the torch and numpy formats would make float32 of the columns.
+rows = datasets.Dataset.from_parquet(sys.argv[1], keep_in_memory=True).with_format("arrow")
 def weigh(batch):
-    batch = {name: torch.from_numpy(batch[name]) for name in rows.column_names if name != "pair_id"}
+    batch_ids = batch["pair_id"]
+    batch = {name: torch.tensor(batch[name].to_numpy()) for name in rows.column_names if name != "pair_id"}
     c = batch["policy_chosen"].requires_grad_(); r = batch["policy_rejected"].requires_grad_()
     delta = (c - batch["ref_chosen_logps"]) - (r - batch["ref_rejected_logps"])
     n, m = batch["chosen_n_tokens"], batch["rejected_n_tokens"]
@@ -40,12 +43,13 @@ def weigh(batch):
         "hinge": torch.relu(1 - 0.1 * delta),
         "simpo": -F.logsigmoid(2.0 * (c / n - r / m) - 1.0),
     }
-    out = {}
+    out = {"pair_id": batch_ids}
     for name, loss in losses.items():
         grads = torch.autograd.grad(loss.sum(), (c, r), retain_graph=True)
-        out[name + ".w_chosen"], out[name + ".w_rejected"] = -grads[0], grads[1]
-    return out
-rows.map(weigh, batched=True, batch_size=1000, remove_columns=[c for c in rows.column_names if c != "pair_id"]).to_parquet(sys.argv[2])
+        out[name + ".w_chosen"], out[name + ".w_rejected"] = -grads[0].numpy(), grads[1].numpy()
+    return pa.table(out)
+others = [name for name in rows.column_names if name != "pair_id"]
+rows.map(weigh, batched=True, batch_size=1000, remove_columns=others).to_parquet(sys.argv[2])
 print(time.perf_counter() - started)
 """
 LOOP = """
@@ -76,14 +80,21 @@ def main() -> None:
         make(folder, rows, part)
         figures = measure(folder, rows, part, rounds)
         exact = compare(folder)
-    ours = statistics.median(figures["rlhf-data weights, ten rules"]["seconds"]) / (rows * 10)
-    print(f"{'':<42}{'rows':>10}{'rules':>7}{'median s':>10}{'µs a row and rule':>19}{'× ours':>8}")
+    print(f"{'':<42}{'rows':>10}{'rules':>7}{'median s':>10}{'CPU s':>8}{'µs a row and rule':>19}{'× ours':>8}")
+    ours = each(figures["rlhf-data weights, ten rules"])
     for label, one in figures.items():
-        seconds = statistics.median(one["seconds"])
-        each = seconds / (one["rows"] * one["rules"])
-        print(f"{label:<42}{one['rows']:>10,}{one['rules']:>7}{seconds:>10.2f}{each * 1e6:>19.3f}{each / ours:>8.1f}")
+        seconds, cpu = statistics.median(one["seconds"]), statistics.median(one["cpu"])
+        print(
+            f"{label:<42}{one['rows']:>10,}{one['rules']:>7}{seconds:>10.2f}{cpu:>8.2f}"
+            f"{each(one) * 1e6:>19.3f}{each(one) / ours:>8.1f}"
+        )
     print(f"largest difference of a shared weight, relative to the peer's: {exact}")
     print(json.dumps({"rows": rows, "rounds": rounds, "figures": figures, "largest_difference": exact}))
+
+
+def each(one: dict) -> float:
+    """Median seconds of a process over a row and a rule."""
+    return statistics.median(one["seconds"]) / (one["rows"] * one["rules"])
 
 
 def make(folder: Path, rows: int, part: int) -> None:
@@ -122,24 +133,29 @@ def make(folder: Path, rows: int, part: int) -> None:
 
 def measure(folder: Path, rows: int, part: int, rounds: int) -> dict[str, dict]:
     """Seconds of whole processes, each round in turn; of the peers also without their imports."""
-    cli = [sys.executable, "-m", "rlhf_data.cli", "weights", str(folder / "snapshot")]
+    cli = [sys.executable, "-m", "rlhf_data.cli", "weights", str(folder / "snapshot"), "--rules", RULES]
     out = str(folder / "ours.parquet")
     near = ["--policy", str(folder / "policy.parquet")]
     peers = [str(folder / "peers.parquet")]
     commands = {
-        "rlhf-data weights, ten rules": (rows, 10, [*cli, "--rules", RULES, "--out", str(folder / "reference.parquet")]),
-        "the same with --policy FILE": (rows, 10, [*cli, "--rules", RULES, "--out", out, *near]),
+        "rlhf-data weights, ten rules": (rows, 10, [*cli, "--out", str(folder / "reference.parquet")]),
+        "the same with --policy FILE": (rows, 10, [*cli, "--out", out, *near]),
         "datasets.map, TRL's losses by autograd": (
             part, 4, [sys.executable, "-c", MAP, *peers, str(folder / "map.parquet")]),
         "a Python loop over rows": (part, 4, [sys.executable, "-c", LOOP, *peers, str(folder / "loop.parquet")]),
     }  # fmt: skip
-    figures = {label: {"rows": n, "rules": k, "seconds": [], "inside": []} for label, (n, k, _) in commands.items()}
+    figures = {
+        label: {"rows": n, "rules": k, "seconds": [], "cpu": [], "inside": []} for label, (n, k, _) in commands.items()
+    }
     cache = os.environ | {"HF_DATASETS_CACHE": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
     for _ in range(rounds):
         for label, (_, _, command) in commands.items():
-            started = time.perf_counter()
+            started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             ran = subprocess.run(command, check=True, capture_output=True, cwd=ROOT, text=True, env=cache)
             figures[label]["seconds"].append(round(time.perf_counter() - started, 3))
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            figures[label]["cpu"].append(round(spent, 3))
             if command[1] == "-c":  # the peers say what they took after their imports
                 figures[label]["inside"].append(round(float(ran.stdout.split()[-1]), 3))
     return figures

@@ -19,6 +19,8 @@ from rlhf_data.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
     from rlhf_data.plan import Workspace
@@ -506,14 +508,14 @@ def _weighed(
     if not rules:
         raise ValueError("no rule is named: write --rules dpo,simpo, or --rules all; `rlhf-data rules` lists them")
     asked = None if rules == "all" else whatif.parse(rules)
-    table = _policy(snapshot, policy, model, run, split, workspace)
-    return whatif.weigh(snapshot, asked, split=split, policy=table, batch_size=batch_size, seed=seed, also=also)
+    given = _policy(snapshot, policy, model, run, split, workspace)
+    return whatif.weigh(snapshot, asked, split=split, policy=given, batch_size=batch_size, seed=seed, also=also)
 
 
 def _policy(
     snapshot: Path, policy: Path | None, model: str | None, run: str | None, split: str, workspace: Path
-) -> "pl.DataFrame | None":
-    """The log-probs of the policy that a command names; None where it names none."""
+) -> "Callable[[], pl.DataFrame] | None":
+    """What gives the log-probs of the policy that a command names; None where it names none."""
     if sum(given is not None for given in (policy, model, run)) > 1:
         raise ValueError("--policy, --model and --run each name the policy: give one of them")
     if policy is None and model is None and run is None:
@@ -521,11 +523,11 @@ def _policy(
     from rlhf_data.whatif.policy import read_policy, score_policy
 
     if policy is not None:
-        return read_policy(policy)
+        return lambda: read_policy(policy)
     space = _workspace(workspace)
     reference = _policy_model(model, run, workspace)
     assert reference is not None
-    return score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
+    return lambda: score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
 
 
 def _policy_model(model: str | None, run: str | None, workspace: Path) -> dict[str, str] | None:

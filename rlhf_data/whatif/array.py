@@ -106,9 +106,6 @@ class Array:
     def double(self) -> "Array":
         return self.to(np.float64)
 
-    def bool(self) -> "Array":
-        return self.to(np.bool_)
-
     def detach(self) -> "Array":
         return self
 
@@ -126,6 +123,9 @@ class Array:
     def _with(self, function: Any, other: Any, *, reverse: bool = False) -> "Array":
         a, b = _aligned(self, other)
         return Array(function(b, a) if reverse else function(a, b))
+
+    def bool(self) -> "Array":  # the last: below it `bool` is this
+        return self.to(np.bool_)
 
 
 def _aligned(one: Any, other: Any) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ def curve(one: Asked) -> dict[str, Any] | None:
     Returns:
         x, lines (name → values), and `clips`: where a line jumps, each x.
     """
-    if reads(one.rule) - {field for field in KINDS[rules.table(one.rule)].__dataclass_fields__}:
+    if reads(one.rule) - set(KINDS[rules.table(one.rule)].__dataclass_fields__):
         return None
     x = np.linspace(-REACH, REACH, POINTS)
     lines = lines_at(one, x)
@@ -54,7 +54,8 @@ def _pairs(x: np.ndarray) -> dict[str, Any]:
     ones = np.ones_like(x)
     reference, tokens = Array(-NATS * ones), Array(TOKENS * ones)
     return {
-        "policy_chosen_logps": Array(x / 2 - NATS), "policy_rejected_logps": Array(-x / 2 - NATS), "weight": Array(ones),
+        "policy_chosen_logps": Array(x / 2 - NATS), "policy_rejected_logps": Array(-x / 2 - NATS),
+        "weight": Array(ones),
         "ref_chosen_logps": reference, "ref_rejected_logps": reference, "preference": Array(ones),
         "margin": Array(ones), "chosen_n_tokens": tokens, "rejected_n_tokens": tokens,
     }  # fmt: skip

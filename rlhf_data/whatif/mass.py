@@ -1,6 +1,6 @@
 """How much of a step's gradient each row brings, predicted from its weights, token counts and log-probs alone.
 
-A row's gradient is w₊ g₊ − w₋ g₋, where g is the gradient of a completion's summed log-prob. The gradient of one token's
+A row's gradient is w₊ g₊ − w₋ g₋, where g is the gradient of a completion's summed log-prob. That of one token's
 log-prob passes through its logits as 1 − p, and those of a completion's tokens point mostly apart, so
 
     |g| ≈ s · n^α · (1 − p̄),  p̄ = e^(logp/n),  α = ½, s = 1

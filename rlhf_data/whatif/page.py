@@ -20,18 +20,19 @@ HEAD = """# Rules
 Written by `python -m rlhf_data.whatif.page` from the code of `rlhf_data/rules`; do not edit.
 
 Every rule is a pair of coefficients: −∇L = w₊ ∇log π(y₊|x) − w₋ ∇log π(y₋|x), or w ∇log π(y|x) for single completions.
-`rlhf-data rules NAME` shows one in a terminal, `rlhf-data weights SNAPSHOT --rules NAME` its weights over your data, and
-`rlhf-data report SNAPSHOT --rules A,B` where the gradient of each would come from. `rlhf_data.rule("NAME")` is the rule.
+`rlhf-data rules NAME` shows one in a terminal, `rlhf-data weights SNAPSHOT --rules NAME` its weights over your data,
+`rlhf-data report SNAPSHOT --rules A,B` where the gradient of each would come from. `rlhf_data.rule("NAME")` is the
+rule.
 
 {curves}
 
-*weights* says how they move with the log-ratio: constant, soft, or cut off at once (a hard clip, at so many nats). *batch*
-marks rules whose weights of a row depend on the other rows of a step.
+*weights* says how they move with the log-ratio: constant, soft, or cut off at once (a hard clip, at so many nats).
+*batch* marks rules whose weights of a row depend on the other rows of a step.
 """
-CURVES = """The pictures show the weights over the log-ratio margin of a pair (half gained by the chosen, half lost by the rejected
-completion) or over the log-ratio of a completion, in nats; at 0 the policy is its reference. Completions are of 50 tokens
-and −100 nats under the reference; margin and preference are 1; good means label true and reward 1, bad label false and
-reward −1; a rule that looks at its batch sees this row, or the good and the bad one, alone."""
+CURVES = """The pictures show the weights over the log-ratio margin of a pair (half gained by the chosen, half lost by
+the rejected completion) or over the log-ratio of a completion, in nats; at 0 the policy is its reference. Completions
+are of 50 tokens and −100 nats under the reference; margin and preference are 1; good means label true and reward 1, bad
+label false and reward −1; a rule that looks at its batch sees this row, or the good and the bad one, alone."""
 
 
 class Parameter(NamedTuple):
@@ -113,7 +114,7 @@ def in_terminal(one: About) -> str:
     lines = [f"{one.name} · {one.table}{' · looks at the whole batch' if one.batch else ''}", "", one.first]
     if one.body:
         lines += ["", one.body]
-    lines += ["", "needs", *_aligned({need: text for need, text in one.needs.items()})]
+    lines += ["", "needs", *_aligned(one.needs)]
     if one.columns:
         lines += ["", "columns that must be filled", f"  {', '.join(one.columns)}"]
     lines += ["", "parameters", *_aligned({p.name: _parameter_words(p) for p in one.parameters}, nothing="none")]

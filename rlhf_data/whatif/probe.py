@@ -1,4 +1,4 @@
-"""The sizes of gradients, measured on a few rows of each source: one backward pass a completion, for all rules at once."""
+"""The sizes of gradients, measured on a few rows of each source: one backward pass a completion, for all rules."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

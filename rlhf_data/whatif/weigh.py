@@ -1,11 +1,11 @@
 """The weights of rules over the rows of a snapshot, as training would see them."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -50,7 +50,7 @@ def weigh(
     asked: Sequence[Asked] | None,
     *,
     split: str = "train",
-    policy: pl.DataFrame | None = None,
+    policy: pl.DataFrame | Callable[[], pl.DataFrame] | None = None,
     batch_size: int = 16,
     seed: int = 0,
     also: Sequence[str] = (),
@@ -79,9 +79,9 @@ def weigh(
     opened = Snapshot(snapshot)
     table = opened.manifest["table"]
     moved = policy is not None
-    rows = _read(opened, table, split, asked or everything(), policy, also)
+    rows = _read(opened, table, split, asked or everything(), moved, also)
     counts = rows["weight"] > 0
-    trained = rows if counts.all() else rows.filter(counts)
+    trained = rows.filter(counts)
     if not trained.height:
         raise ValueError(f"no row of the {rows.height} in {split} has a weight above 0: there is nothing to weigh")
     filled = [name for name in trained.columns if not trained[name].null_count()]
@@ -90,8 +90,9 @@ def weigh(
     if asked is not None and left_out:
         raise ValueError("\n".join(left_out.values()))
     served = [one for one in asked or everything() if one.label not in left_out]
-    if moved:
-        _require_policy(trained, {name for one in served for name in _policy_columns(one, table)})
+    if policy is not None:
+        rows = _with_policy(rows, table, policy if isinstance(policy, pl.DataFrame) else policy(), opened, split)
+        _require_policy(rows.filter(counts), {name for one in served for name in _policy_columns(one, table)})
     batched = any(rules.averages_over_batch(one.rule) for one in served)
     order = _order(rows, table, seed) if batched else np.arange(0)
     columns = _columns(rows, moved)
@@ -186,7 +187,7 @@ def _weights(one: Asked, table: str, columns: Columns, order: np.ndarray, size: 
 
 def _split(weights: PairWeights | Array, sides: tuple[str, ...], shape: tuple[int, int]) -> list[np.ndarray]:
     if isinstance(weights, PairWeights):
-        return [np.broadcast_to(side.values, shape) for side in weights]
+        return [np.broadcast_to(cast("Array", side).values, shape) for side in weights]
     values = np.broadcast_to(weights.values, (shape[0], shape[1] * max(1, len(sides))))
     if not sides:
         return [values]
@@ -216,20 +217,19 @@ def _policy_columns(one: Asked, table: str) -> set[str]:
 
 
 def _read(
-    opened: Snapshot, table: str, split: str, asked: Sequence[Asked], policy: pl.DataFrame | None, also: Sequence[str]
+    opened: Snapshot, table: str, split: str, asked: Sequence[Asked], moved: bool, also: Sequence[str]
 ) -> pl.DataFrame:
     scan = opened.scan(split)
     there = scan.collect_schema().names()
     columns = {KEYS[table], "weight", *also}
     for one in asked:
         if not (rules.table(one.rule) == "paired" and table == "unpaired"):
-            columns |= wanted(one.rule, table, moved=policy is not None)
+            columns |= wanted(one.rule, table, moved=moved)
     if table == "paired":
         columns.add("preference")
-    if policy is not None:
+    if moved:
         columns |= {*_IDS[table], *(("prompt_id", "mismatched_id") if table == "unpaired" else ())}
-    rows = scan.select([name for name in there if name in columns]).collect()
-    return rows if policy is None else _with_policy(rows, table, policy, opened, split)
+    return scan.select([name for name in there if name in columns]).collect()
 
 
 def _with_policy(rows: pl.DataFrame, table: str, policy: pl.DataFrame, opened: Snapshot, split: str) -> pl.DataFrame:
