@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, NamedTuple
 
-from rlhf_data import rules
+from rlhf_data import rules, tables
 from rlhf_data.rules import Completions, Pairs
 
 KINDS = {"paired": Pairs, "unpaired": Completions}
@@ -73,7 +73,7 @@ def reads(rule: str) -> frozenset[str]:
 
 
 class _Seen:
-    """A batch of ones that remembers which of its fields were read."""
+    """A batch that remembers which of its fields were read, and gives for each a number that any formula takes."""
 
     def __init__(self, kind: type) -> None:
         self.kind, self.names, self.measured = kind, set[str](), {field.name for field in fields(kind)}
@@ -83,7 +83,24 @@ class _Seen:
         if name not in self.measured and isinstance(derived, property) and derived.fget:
             return derived.fget(self)
         self.names.add(name)  # what no batch of this kind has is refused by name later
-        return 1.0
+        return _ANYTHING
+
+
+class _Anything:
+    """Whatever is done with it gives it again."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def _again(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    __call__ = __getitem__ = __neg__ = __invert__ = __abs__ = _again
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _again
+    __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = _again
+
+
+_ANYTHING = _Anything()
 
 
 def sided(field: str, table: str, side: str) -> str:
@@ -131,7 +148,11 @@ def refused(asked: Asked, table: str, filled: Collection[str], *, moved: bool) -
         return (
             f"{asked.label} needs {', '.join(unknown)}, which no snapshot holds: its weights are known in training only"
         )
-    lacking = sorted(wanted(asked.rule, table, moved=moved) - set(filled))
+    columns = wanted(asked.rule, table, moved=moved)
+    if unknown := sorted(columns - tables.columns(table).keys()):
+        names = ", ".join(unknown)
+        return f"{asked.label} needs {names}, which no snapshot holds: its weights are known in training only"
+    lacking = sorted(columns - set(filled))
     if not lacking:
         return None
     cures = dict.fromkeys(next((cure for word, cure in _CURES.items() if word in name), _SCORE) for name in lacking)

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 import torch
 
-from rlhf_data import ids, rules
+from rlhf_data import ids, rules, tables
 from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.training.batches import batches_from
 from rlhf_data.whatif import Asked, parse, weigh
-from rlhf_data.whatif.ask import KINDS, reads
+from rlhf_data.whatif.ask import wanted
 from tests.whatif import snapshots
 
 BATCH = 16
@@ -50,7 +50,11 @@ def torch_batch(rows: pl.DataFrame) -> Pairs | Completions:
     return kind(**columns)
 
 
-SERVED = [name for name in rules.RULES if reads(name) <= KINDS[rules.table(name)].__dataclass_fields__.keys()]
+SERVED = [
+    name
+    for name in rules.RULES
+    if wanted(name, rules.table(name), moved=False) <= tables.columns(rules.table(name)).keys()
+]
 
 
 @pytest.mark.parametrize("rule", SERVED)
