@@ -95,8 +95,9 @@ class _Anything:
     def _again(self, *_: Any, **__: Any) -> Any:
         return self
 
-    __call__ = __getitem__ = __neg__ = __invert__ = __abs__ = _again
+    __call__ = __getitem__ = __setitem__ = __neg__ = __invert__ = __abs__ = _again
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _again
+    __rpow__ = __matmul__ = __floordiv__ = __mod__ = _again
     __lt__ = __le__ = __gt__ = __ge__ = __and__ = __or__ = _again
 
 
