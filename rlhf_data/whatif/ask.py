@@ -95,6 +95,9 @@ class _Anything:
     def _again(self, *_: Any, **__: Any) -> Any:
         return self
 
+    def __len__(self) -> int:
+        return 1
+
     __call__ = __getitem__ = __setitem__ = __neg__ = __invert__ = __abs__ = _again
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _again
     __rpow__ = __matmul__ = __floordiv__ = __mod__ = _again
