@@ -115,6 +115,9 @@ class Array:
     def new_zeros(self, shape: tuple[int, ...]) -> "Array":
         return Array(np.zeros((len(self.values), *shape), self.values.dtype))
 
+    def new_tensor(self, value: float) -> "Array":
+        return Array(np.full(len(self.values), value))
+
     def _axes(self, dim: int | None) -> Any:
         if dim is None:
             return tuple(range(1, self.values.ndim))

@@ -154,7 +154,9 @@ def refused(asked: Asked, table: str, filled: Collection[str], *, moved: bool) -
         )
     columns = wanted(asked.rule, table, moved=moved)
     if unknown := sorted(columns - tables.columns(table).keys()):
-        names = ", ".join(unknown)
+        # As the rule calls it: the reference of what no snapshot holds is there for the policy's only.
+        read = reads(asked.rule)
+        names = ", ".join(sorted({n if n in read else n.replace("ref_", "policy_") for n in unknown}))
         return f"{asked.label} needs {names}, which no snapshot holds: its weights are known in training only"
     lacking = sorted(columns - set(filled))
     if not lacking:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf_data import rules
 from rlhf_data.whatif.array import Array
-from rlhf_data.whatif.ask import KINDS, Asked, reads
+from rlhf_data.whatif.ask import Asked, reads
 
 TOKENS, NATS = 50, 100.0  # each completion: so many tokens, and so many nats below 0 under the reference
 REACH = 15.0
@@ -15,7 +15,7 @@ JUMP = 0.02  # a step of more than this part of the range, however short the way
 
 
 def curve(one: Asked) -> dict[str, Any] | None:
-    """The weights as the policy moves away from its reference; None where the rule reads what no snapshot holds.
+    """The weights as the policy moves away from its reference; None where the rule reads more than is given here.
 
     Paired: x is log_ratio_margin, half of it gained by the chosen and half lost by the rejected completion; the lines
     are w₊ and w₋. Unpaired: x is log_ratio; the lines are w of a good completion (label true, reward 1) and of a bad
@@ -25,9 +25,10 @@ def curve(one: Asked) -> dict[str, Any] | None:
     Returns:
         x, lines (name → values), and `clips`: where a line jumps, each x.
     """
-    if reads(one.rule) - set(KINDS[rules.table(one.rule)].__dataclass_fields__):
-        return None
     x = np.linspace(-REACH, REACH, POINTS)
+    given = _pairs(x[:, None]) if rules.table(one.rule) == "paired" else _completions(x[:, None])
+    if not reads(one.rule) <= given.keys():
+        return None
     lines = lines_at(one, x)
     clips = sorted({clip for name in lines for clip in _clips(one, name, x, lines[name])})
     return {"x": x.tolist(), "lines": {name: y.tolist() for name, y in lines.items()}, "clips": clips}

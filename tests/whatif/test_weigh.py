@@ -12,7 +12,7 @@ from rlhf_data import ids, rules, tables
 from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.training.batches import batches_from
-from rlhf_data.whatif import Asked, parse, weigh
+from rlhf_data.whatif import Asked, parse, refused, weigh
 from rlhf_data.whatif.ask import wanted
 from tests.whatif import snapshots
 
@@ -146,13 +146,11 @@ def test_rules_that_a_snapshot_cannot_serve_are_refused_by_name_with_what_would(
         weigh(snapshots.unpaired(tmp_path / "b"), parse("dpo"))
 
 
-def test_a_rule_that_reads_what_no_snapshot_holds_is_refused_by_name(published, monkeypatch):
-    def strange(token_logps, weight):
-        """Reads each token."""
-
-    monkeypatch.setitem(rules.RULES, "strange", strange)
-    with pytest.raises(ValueError, match="strange needs token_logps, which no snapshot holds"):
-        weigh(published["unpaired"], [Asked("strange", "strange", {})])
+def test_a_rule_that_reads_what_no_snapshot_holds_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("rlhf_data.whatif.ask.reads", lambda rule: frozenset({"policy_token_logps", "weight"}))
+    reason = refused(Asked("dft", "kto", {}), "unpaired", ["weight"], moved=False)
+    assert reason is not None
+    assert reason.startswith("dft needs policy_token_logps, which no snapshot holds")
 
 
 def test_all_rules_may_be_asked_for_and_those_that_are_left_out_say_why(published):
