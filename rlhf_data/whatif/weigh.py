@@ -59,10 +59,9 @@ def weigh(
 
     A row's weight in the snapshot is not multiplied in: it stands beside, in `weight`. Where a rule's weights depend on
     other rows, the batches are those of the trainer's first epoch: rows of weight > 0 in the order of their keyed
-    hashes, `batch_size` at a time; a rule that remembers
-    earlier steps stands at its first in each. Rules for single completions see a pair as two of them, chosen as desirable and
-    rejected as not; one that reads neither label nor reward (imitation) sees the chosen one only, and the other's
-    weight is 0.
+    hashes, `batch_size` at a time; a rule that remembers earlier steps stands at its first in each. Rules for single
+    completions see a pair as two of them, chosen as desirable and rejected as not; one that reads neither label nor
+    reward (imitation) sees the chosen one only, and the other's weight is 0.
 
     Args:
         snapshot: its folder, or that of its versions.
