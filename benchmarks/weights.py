@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="200,000 rows and one round: within a minute")
     quick = parser.parse_args().quick
-    rows, part, rounds = (200_000, 20_000, 1) if quick else (1_000_000, 100_000, 5)
+    rows, part, rounds = (200_000, 20_000, 1) if quick else (1_000_000, 100_000, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, rows, part)
