@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"report"},
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
+    "whatif": {*BASE, "whatif", "snapshot", "rules", "scoring", "report"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
 }
 # Third-party packages that a part runs without.
@@ -52,6 +53,7 @@ FORBIDDEN = {
     "rate": {"torch", "transformers", "duckdb"},
     "shape": {"torch", "transformers", "duckdb"},
     "weigh": {"torch", "transformers", "duckdb"},
+    "whatif": {"transformers", "duckdb"},
 }
 
 
