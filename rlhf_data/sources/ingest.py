@@ -144,9 +144,7 @@ def _jobs(
 ) -> Iterator[Job]:
     """What there is to read: each piece of each file by itself, or the tables of a relational source together.
 
-    Args:
-        whole: files are not cut: a query may group, sort and compare all rows of one.
-        names: see `readers.pieces`.
+    Where `whole`, files are not cut: a query may group, sort and compare all rows of one. `readers.pieces` has `names`.
     """
     if hf is not None:
         key = content_id(asked, hf, repr(digests.get("hf")))
