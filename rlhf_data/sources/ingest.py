@@ -144,9 +144,7 @@ def _jobs(
 ) -> Iterator[Job]:
     """What there is to read: each piece of each file by itself, or the tables of a relational source together.
 
-    Args:
-        whole: files are not cut: a query may group, sort and compare all rows of one.
-        names: see `readers.pieces`.
+    `whole` files are not cut: a query may group, sort and compare all rows of one. For `names` see `readers.pieces`.
     """
     if hf is not None:
         key = content_id(asked, hf, repr(digests.get("hf")))
@@ -198,13 +196,9 @@ def _made(
     made, starts = [], Counter[str]()
     for file, folder in done:
         facts = texts.facts(folder)
-        made.append(
-            (
-                Chunk(str(folder), source, starts[file]),
+        # Another source may have made the chunk, of the same file: the counts are told in this one's name.
         counts = tuple(Count(**{**count, "step": f"read:{source}"}) for count in facts["counts"])
         made.append((Chunk(str(folder), source, starts[file]), counts))
-            )
-        )
         starts[file] += facts["records"] if file else 0
     return made
 
