@@ -4,7 +4,7 @@ An answer named "a" is completion row 0 and has the id "aaa…", "b" is row 1, a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def compared(*rows: Mapping[str, Any], first: int = 0) -> pl.DataFrame:
     return tables.conform(pl.DataFrame(found, infer_schema_length=None), "compared")
 
 
-def read_sources(folder: Path, sources: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Path]:
+def read_sources(folder: Path, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Path]:
     """What the step `read` gives of each source: records that have our names, a file for each kind of record.
 
     Args:
@@ -134,7 +134,7 @@ def read_sources(folder: Path, sources: Mapping[str, list[Mapping[str, Any]]]) -
     return given
 
 
-def text_folder(folder: Path, sources: Mapping[str, list[Mapping[str, Any]]]) -> Path:
+def text_folder(folder: Path, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
     """A text folder of records of one or several sources, through the real steps `read` and `collect`."""
     given = read_sources(folder, sources)
     (out := folder / "collected").mkdir(exist_ok=True)

@@ -87,7 +87,7 @@ def test_ids_and_lineage_of_rows_are_found_after_a_filter_too(filtered):
     _, left = filtered
     judgments = texts.read(left, "judgments")
     rows = judgments.select("prompt_row", "completion_row", judgment_rows=pl.concat_list("judgment_row"))
-    found = texts.identify(rows, left)
+    found = texts.identify(rows, texts.names(left))
     held = dict(answers_of(left).select("completion_id", "completion").iter_rows())
     raw = {"first": RECORDS[:8], "second": RECORDS[4:]}
     for completion_id, (ref,) in found.select("completion_id", "raw_ref").iter_rows():
@@ -101,7 +101,7 @@ def test_texts_of_no_rows_are_none(filtered):
     for folder in filtered:
         assert texts.completion_texts(folder, nothing).height == texts.prompt_texts(folder, nothing).height == 0
         empty = pl.DataFrame(schema={"prompt_row": pl.UInt32, "chosen_row": pl.UInt32, "judgment_rows": tables.UINT32S})
-        known = texts.identify(empty, folder)
+        known = texts.identify(empty, texts.names(folder))
         assert (known.height, known.columns) == (0, ["prompt_id", "chosen_id", "raw_ref"])
         assert known.schema["raw_ref"] == pl.List(pl.String)
 
@@ -127,10 +127,10 @@ def test_a_pair_has_the_lineage_of_its_comparison_or_of_both_its_ratings(tmp_pat
         },
         schema_overrides={"chosen_row": pl.UInt32, "rejected_row": pl.UInt32, "source": pl.Categorical},
     )
-    found = texts.with_judgments(pairs, tmp_path)
+    found = texts.with_judgments(pairs, texts.behind(tmp_path))
     assert found["judgment_rows"].to_list() == [[7], [0, 2], [5, 4], [6]]
     assert found.drop("judgment_rows").equals(pairs)
-    assert texts.with_judgments(pairs[:0], tmp_path)["judgment_rows"].to_list() == []
+    assert texts.with_judgments(pairs[:0], texts.behind(tmp_path))["judgment_rows"].to_list() == []
 
 
 def test_a_chunk_that_is_gone_or_short_is_missed(filtered, tmp_path):

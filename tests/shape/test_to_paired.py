@@ -99,7 +99,7 @@ def test_an_answer_without_a_reward_or_a_partner_is_in_no_pair_and_counted(shape
 
 def test_rows_have_their_split_category_lineage_and_an_even_weight(shape, tmp_path):
     rows, *_ = shape([answer("a", 1.0, prompt="q"), answer("b", 0.0, prompt="q")], pairing="all")
-    known = texts.identify(texts.with_judgments(rows, tmp_path / "rate"), tmp_path / "text")
+    known = texts.identify(texts.with_judgments(rows, texts.behind(tmp_path / "rate")), texts.names(tmp_path / "text"))
     (row,) = known.to_dicts()
     assert (row["prompt_id"], row["chosen_id"], row["rejected_id"]) == (identity("q"), identity("a"), identity("b"))
     assert (row["split"], row["category"], row["weight"]) == ("test", "c", 1.0)

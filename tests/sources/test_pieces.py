@@ -137,6 +137,19 @@ def test_another_way_of_reading_is_another_chunk(tmp_path):
     assert len(made(tmp_path)) == 3
 
 
+def test_two_sources_of_one_file_share_its_chunks_and_are_counted_apart(tmp_path):
+    path, counted = write(tmp_path / "r.jsonl"), []
+    for source in ("s", "t"):
+        (out := tmp_path / source).mkdir()
+        files = {"raw": [str(path)]}
+        counted.append(ingest(out, chunks=tmp_path / "chunks", source=source, files=files, columns=COLUMNS))
+        assert [chunk.source for chunk in texts.chunks_of(out)] == [source]
+        assert tables.read(out / "quarantine.parquet", "quarantine")["source"].unique().to_list() == [source]
+    assert len(made(tmp_path)) == 1
+    assert [[count.step for count in counts] for counts in counted] == [["read:s"] * 2, ["read:t"] * 2]
+    assert [count.rows_in for count in counted[0]] == [count.rows_in for count in counted[1]]
+
+
 def test_parquet_is_cut_by_rows(tmp_path, monkeypatch):
     frame = pl.DataFrame(ratings(10)).with_columns(completion=pl.when(pl.int_range(40) != 17).then("completion"))
     path = tmp_path / "r.parquet"
