@@ -20,6 +20,7 @@ from rlhf_data.terminal import (
 
 if TYPE_CHECKING:
     from rlhf_data.plan import Workspace
+    from rlhf_data.snapshot import Snapshot
     from rlhf_data.spec import Spec
 
 app = typer.Typer(
@@ -321,6 +322,83 @@ def show(
 
 
 @app.command()
+def diff(
+    before: Annotated[
+        str, typer.Argument(help="The older snapshot: a folder, or a spec's name; @previous, @ID after.")
+    ],
+    after: Annotated[str, typer.Argument(help="The newer one; the latest of the same where it is left out.")] = "",
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    out: Annotated[Path | None, typer.Option(help="Write all changed rows to this Parquet file.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="How many rows of each kind of change to show.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between two snapshots, and why.
+
+    `rlhf-data diff NAME@previous` compares the latest snapshot of a spec with the one before it.
+    """
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.diff import diff as compare
+    from rlhf_data.inspect.places import open_at
+
+    if out is not None and out.suffix != ".parquet":
+        raise typer.BadParameter(
+            f"--out {out}: the changed rows are written as Parquet: name a file that ends in .parquet"
+        )
+    space = _workspace(workspace)
+    old = open_at(before, space)
+    new = open_at(after, space) if after else open_at(str(old.path.parent), space)
+    found = compare(old, new, out=out, examples=examples)
+    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(words.diff(found)))
+    if out is not None:
+        say(f"{out}: every changed row, before and after")
+
+
+@app.command()
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(help="DuckDB SQL that only reads, such as: SELECT source, avg(margin) FROM rows GROUP BY 1."),
+    ] = "",
+    snapshot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--snapshot",
+            "-s",
+            help="[NAME=]SNAPSHOT, more than once for several; all of this workspace where it is left out.",
+        ),
+    ] = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    tables: Annotated[bool, typer.Option("--tables", help="List the tables and their columns, and stop.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to print; --json and --out take all.")] = 40,
+    width: Annotated[int, typer.Option(min=4, help="Characters of a value to print.")] = 40,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this .parquet or .csv file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask snapshots by SQL.
+
+    Tables: rows, quarantine, accounting, sources, splits, snapshots; of several snapshots also NAME.rows and so on.
+    """
+    from rlhf_data.inspect import query as asking
+    from rlhf_data.inspect import words
+
+    opened = _named_snapshots(snapshot, _workspace(workspace))
+    if tables:
+        described = asking.describe(opened)
+        print(json.dumps(described) if as_json else "\n".join(words.tables(described)))
+    elif out is not None:
+        print(f"{out}: {asking.query_to(sql, opened, out):,} rows")
+    elif as_json:
+        answer = asking.query(sql, opened)
+        named = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+        print(json.dumps(named, ensure_ascii=False, default=str))
+    else:
+        answer = asking.query(sql, opened, rows=rows)
+        print("\n".join(words.table(answer.columns, answer.rows, width=width)))
+        if answer.more:
+            say(f"… and more than these {rows} rows: --rows N prints more, --out FILE keeps all")
+
+
+@app.command()
 def quarantine(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
     code: Annotated[str | None, typer.Option(help="Only rows refused by this code.")] = None,
@@ -421,6 +499,17 @@ def _workspace(root: Path) -> "Workspace":
     from rlhf_data.plan import Workspace
 
     return Workspace(root)
+
+
+def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[str, "Snapshot"]:
+    """The snapshots that are asked, by the names that SQL calls them."""
+    from rlhf_data.inspect.places import latest_of_all, open_at
+    from rlhf_data.inspect.query import named
+
+    if not given:
+        return named([(None, opened) for opened in latest_of_all(workspace)])
+    split = [(text.partition("=") if "=" in text and not Path(text).exists() else ("", "", text)) for text in given]
+    return named([(name or None, open_at(place, workspace)) for name, _, place in split])
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:

@@ -18,6 +18,7 @@ from rlhf_data.accounting import Count
 from rlhf_data.plan import (
     Planned,
     Workspace,
+    code_version,
     digest,
     is_done,
     limited,
@@ -82,6 +83,7 @@ def run_step(
         shutil.rmtree(folder)
     with files.whole_folder(folder) as out:
         counts = _function(planned, inputs, workspace)(out=out)
+        (out / "step.json").write_text(json.dumps(_said(planned, inputs)))
         (out / "counts.json").write_text(json.dumps([count.as_dict() for count in counts]))
         written = {path.name: files.digest(path) for path in sorted(out.glob("*.parquet"))}
         (out / "_SUCCESS").write_text(json.dumps(written))
@@ -95,6 +97,12 @@ def _check_undamaged(step: Path) -> None:
     for name, written in json.loads((step / "_SUCCESS").read_text() or "{}").items():
         if not (step / name).is_file() or files.digest(step / name) != written:
             raise ValueError(f"{step / name} is damaged: remove {step} and run again")
+
+
+def _said(planned: Planned, inputs: dict[str, Path]) -> dict[str, Any]:
+    """What a step's folder says of itself: which step it is, by which code, and which folders it was made from."""
+    made_from = {key: folder.name for key, folder in inputs.items()}
+    return {"step": planned.step.name, "code": code_version(planned.step.function), "inputs": made_from}
 
 
 def read_counts(folder: Path) -> list[Count]:
@@ -247,6 +255,11 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
     if "counts" in wanted:
         steps = dict.fromkeys(inputs.values())
         parameters["counts"] = [count for folder in steps for count in read_counts(folder)]
+    if "steps" in wanted:
+        said = {folder.name: files.read_json(folder / "step.json") or {} for folder in inputs.values()}
+        parameters["steps"] = {
+            one["step"]: {"fingerprint": folder, "code": one["code"]} for folder, one in said.items() if one
+        }
     return functools.partial(function, **parameters)  # type: ignore[return-value]
 
 

@@ -117,15 +117,17 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
 
 
 def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: int | None) -> None:
-    """Write down what was run, so that the next plan can say what changed."""
+    """Write down what was run, so that the next plan can say what changed, and `gc` what is needed."""
     facts = {
         p.step.name: {
             "parameters": _identity(p.step),
             "code": code_version(p.step.function),
             "inputs": [],
+            "fingerprint": p.fingerprint,
         }
         for p in planned
     }
+    facts["publish"]["retain"] = spec.publish.retain
     files.write_text(workspace.last(spec.name, limit), json.dumps(facts, default=str))
 
 

@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
+    "inspect": {*BASE, "inspect", "report", "snapshot", "plan", "spec", "sources", "shape"},
 }
 # Third-party packages that a part runs without.
 BARE = {"polars", "pandera", "prefect", "duckdb", "datasets", "pydantic"}

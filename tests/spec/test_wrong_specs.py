@@ -134,7 +134,6 @@ WRONG = [
     case("share", "{weight: {row: margin}}", "{share: {a: 1.0}}", 11, f"weigh.share: {LATER}"),
     case("rows of the mix", "{weight: {row: margin}}", "{rows: {a: 10}}", 11, f"weigh.rows: {LATER}"),
     case("label_balance", "rows: [1, null]", "label_balance: 0.3", 12, f"expect.label_balance: {LATER}"),
-    case("retain", "snapshots/demo}", "snapshots/demo, retain: 20}", 13, f"publish.retain: {LATER}"),
     score("references", "{model: model, references: {}}", f".references: {LATER}"),
     train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
     train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),

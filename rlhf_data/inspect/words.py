@@ -1,0 +1,161 @@
+"""What `diff`, `query`, `explain`, `gc` and `show` found, as lines for a terminal."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_data.inspect.diff import KINDS
+from rlhf_data.report.display import clean, figure, size
+
+GROUPS = 12  # groups, files and reasons that are shown of each; --json has all
+SCREEN = 160  # characters of a line
+TEXT = 220  # characters of a text
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = 40) -> list[str]:
+    """Columns under their names, numbers to the right; values longer than `width` are cut.
+
+    A table too wide for a screen is shown row by row, a line for each value.
+    """
+    cells = [[_cell(value, width) for value in row] for row in rows]
+    names = [_cell(name, width) for name in columns]
+    wide = [max([len(name), *(len(row[k]) for row in cells)]) for k, name in enumerate(names)]
+    if sum(wide) + 2 * len(wide) > SCREEN:
+        longest = max(map(len, names))
+        shown = [[_cell(value, SCREEN - longest - 4) for value in row] for row in rows]
+        return [
+            line for row in shown for line in ["", *(f"{n:<{longest}}  {v}" for n, v in zip(names, row, strict=True))]
+        ]
+    right = [
+        all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in column)
+        for column in zip(*rows, strict=True)
+    ] or [False] * len(names)
+    lines = [names, ["-" * n for n in wide], *cells]
+    return [
+        "  ".join(_pad(cell, n, r) for cell, n, r in zip(line, wide, right, strict=True)).rstrip() for line in lines
+    ]
+
+
+def text(value: Any, limit: int = TEXT) -> str:
+    """A text, or messages, on one line."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        many = len(value) > 1
+        value = " ⏎ ".join(f"{turn['role']}: {turn['content']}" if many else turn["content"] for turn in value)
+    line = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    flat = " ".join(clean(line[: limit * 2]).split())
+    cut = len(line) > limit * 2 or len(flat) > limit
+    return f"{flat[:limit].rstrip()} … ({len(line):,} characters)" if cut else flat
+
+
+def diff(found: dict[str, Any]) -> list[str]:
+    """What `diff` found."""
+    before, after = found["before"], found["after"]
+    name = after["name"] if before["name"] == after["name"] else f"{before['name']} → {after['name']}"
+    rows = [sum(side["rows"].values()) for side in (before, after)]
+    lines = [
+        f"{name}, {found['table']}: {rows[0]:,} → {rows[1]:,} rows",
+        f"  {before['path']}",
+        f"  {after['path']}",
+        "",
+    ]
+    lines.append(f"  {found['unchanged']:>11,}  unchanged")
+    lines += [f"  {n:>11,}  {kind:<13} {KINDS[kind]}" for kind, n in found["kinds"].items()]
+    for line in found["columns"]:
+        by = f", all by the factor {line['factor']:.6g}" if line["factor"] is not None else ""
+        means = f"mean {figure(line['mean_before'])} → {figure(line['mean_after'])}"
+        lines.append(f"  {'':<11}    {line['column']}: {line['rows']:,} rows, {means}{by}")
+    lines += [f"  {'':<11}    {m['rows']:,} rows from {m['before']} to {m['after']}" for m in found["splits"]]
+    if found["why"]:
+        lines += ["", "what else differs"]
+        for part, differences in found["why"].items():
+            lines += _limited(
+                [f"  {part:<11} {d['name']}: {_side(d['before'])} → {_side(d['after'])}" for d in differences]
+            )
+    if found["groups"]:
+        lines += ["", "where the rows are from"]
+        lines += _across(found["groups"], ("source", "category"))
+    if found["files"]:
+        lines += ["", *_across(found["files"], ("file",))]
+    for kind, examples in found["examples"].items():
+        lines += ["", f"{kind}: {'an example' if len(examples) == 1 else 'examples'}"]
+        for example in examples:
+            lines += _example(example)
+    return lines
+
+
+def _across(groups: list[dict[str, Any]], by: tuple[str, ...]) -> list[str]:
+    """One line for each group and a column for each kind of change, the largest group first."""
+    kinds = [kind for kind in KINDS if any(group["kind"] == kind for group in groups)]
+    counted: dict[tuple[Any, ...], dict[str, int]] = {}
+    for group in groups:
+        counted.setdefault(tuple(group[key] for key in by), {})[group["kind"]] = group["rows"]
+    rows = [[*key, *(n.get(kind) for kind in kinds)] for key, n in counted.items()]
+    rows.sort(key=lambda row: -sum(n or 0 for n in row[len(by) :]))
+    return _limited([f"  {line}" for line in table([*by, *kinds], rows)], 2)
+
+
+def _example(example: dict[str, Any]) -> list[str]:
+    was = f"  (was {example['was_id']})" if example["was_id"] else ""
+    where = ", ".join(str(example[key]) for key in ("source", "category", "split") if example[key] is not None)
+    lines = [f"  {example['row_id']}{was}  {where}"]
+    for name, (old, new) in example["changed"].items():
+        if not name.endswith("_id"):
+            lines.append(f"    {name:<17} {_side(old)} → {_side(new)}")
+    before = example.get("texts_before", example["texts"])
+    for name in dict.fromkeys([*example["texts"], *before]):
+        old, new = before.get(name), example["texts"].get(name)
+        if old == new:
+            lines.append(f"    {name:<17} {text(new)}")
+        else:
+            lines += [f"    {name:<9} before  {text(old)}", f"    {name:<9} after   {text(new)}"]
+    return lines
+
+
+def tables(described: list[dict[str, Any]]) -> list[str]:
+    """The tables that a query can name."""
+    lines = []
+    for each in described:
+        lines.append(f"{each['table']}  ({each['rows']:,} rows)")
+        lines += [f"  {name:<20} {kind}" for name, kind in each["columns"].items()]
+    return lines
+
+
+def sizes(parts: list[dict[str, Any]], *, dry: bool) -> list[str]:
+    """What `gc` removed, or would remove."""
+    verb = "would be removed" if dry else "removed"
+    lines = [f"  {size(part['bytes']):>10}  {part['what']:<15} {part['path']}  ({part['why']})" for part in parts]
+    total = size(sum(part["bytes"] for part in parts))
+    return [*lines, f"{total} in {len(parts):,} places {verb}" if parts else "nothing is to be removed"]
+
+
+def _limited(lines: list[str], head: int = 0) -> list[str]:
+    left = len(lines) - head - GROUPS
+    return lines if left <= 1 else [*lines[: head + GROUPS], f"  … and {left} more (--json has all)"]
+
+
+def _side(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return text(value, 60)
+
+
+def _cell(value: Any, width: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    line = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    flat = " ".join(clean(line[: 4 * width]).split())
+    return flat if len(flat) <= width and len(line) <= 4 * width else flat[: width - 1] + "…"
+
+
+def _pad(cell: str, width: int, right: bool) -> str:
+    return cell.rjust(width) if right else cell.ljust(width)
