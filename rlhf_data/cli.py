@@ -399,6 +399,34 @@ def query(
 
 
 @app.command()
+def explain(
+    row_id: Annotated[
+        str, typer.Argument(help="The beginning of a pair_id, completion_id or prompt_id, or FILE#RECORD.")
+    ],
+    snapshot: Annotated[
+        str, typer.Argument(help="A snapshot; all latest ones of this workspace where it is left out.")
+    ] = "",
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a row comes from.
+
+    Raw records, judgments, and what each step made of them; of an answer that is in no row, where it was left out.
+    """
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.explain import explain as trace
+    from rlhf_data.inspect.places import latest_of_all, open_at
+
+    space = _workspace(workspace)
+    among = [open_at(snapshot, space)] if snapshot else latest_of_all(space)
+    found = next((known for opened in among if (known := trace(row_id, opened, space)) is not None), None)
+    if found is None:
+        looked = ", ".join(str(opened.path) for opened in among)
+        raise ValueError(f"nothing is known of {row_id!r} in {looked}; `rlhf-data show` prints some ids of a snapshot")
+    print(json.dumps(found, ensure_ascii=False, default=str) if as_json else "\n".join(words.explain(found)))
+
+
+@app.command()
 def quarantine(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
     code: Annotated[str | None, typer.Option(help="Only rows refused by this code.")] = None,

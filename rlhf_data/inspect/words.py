@@ -5,8 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_data.inspect.diff import KINDS
-from rlhf_data.report.display import clean, figure, size
+from rlhf_data.report.display import clean, figure, label, size
+from rlhf_data.snapshot import TEXTS
 
+BRIEF = (
+    "pair_id",
+    "completion_id",
+    "chosen_id",
+    "rejected_id",
+    "reward",
+    "margin",
+    "label",
+    "weight",
+    "split",
+    "source",
+)
 GROUPS = 12  # groups, files and reasons that are shown of each; --json has all
 SCREEN = 160  # characters of a line
 TEXT = 220  # characters of a text
@@ -45,6 +58,17 @@ def text(value: Any, limit: int = TEXT) -> str:
     flat = " ".join(clean(line[: limit * 2]).split())
     cut = len(line) > limit * 2 or len(flat) > limit
     return f"{flat[:limit].rstrip()} … ({len(line):,} characters)" if cut else flat
+
+
+def declared(section: Any) -> str:
+    """A section of a spec on one line, as YAML."""
+    if isinstance(section, dict):
+        return "{" + ", ".join(f"{key}: {declared(value)}" for key, value in section.items()) + "}"
+    if isinstance(section, list):
+        return "[" + ", ".join(map(declared, section)) + "]"
+    if isinstance(section, float):
+        return f"{section:g}"
+    return clean(section) if isinstance(section, str) else json.dumps(section)
 
 
 def diff(found: dict[str, Any]) -> list[str]:
@@ -117,6 +141,61 @@ def tables(described: list[dict[str, Any]]) -> list[str]:
     for each in described:
         lines.append(f"{each['table']}  ({each['rows']:,} rows)")
         lines += [f"  {name:<20} {kind}" for name, kind in each["columns"].items()]
+    return lines
+
+
+def explain(found: dict[str, Any]) -> list[str]:
+    """What `explain` found."""
+    rows, judgments = found["rows"], found["judgments"]
+    lines = [f"{found['kind']} {found['id']}", f"  in {found['snapshot']}"]
+    if len(rows) == 1 and any(name in rows[0] for name in TEXTS):
+        (row,) = rows
+        where = [row["source"], row["category"], row["split"]]
+        lines += [f"  {', '.join(label(each) for each in where if each is not None)}", ""]
+        lines += [f"  {name:<11} {text(row[name], 400)}" for name in TEXTS if row.get(name) is not None]
+        if row.get("model"):
+            lines.append(f"  {'model':<11} {row['model']}")
+    elif rows:
+        columns = [c for c in BRIEF if c in rows[0]]
+        many = f"more than {len(rows) - 1}" if len(rows) > 20 else str(len(rows))
+        lines += ["", f"in {many} rows" if len(rows) > 1 else "in one row"]
+        lines += [f"  {line}" for line in table(columns, [[row[c] for c in columns] for row in rows[:20]])]
+    else:
+        lines += ["", "in no row of the snapshot"]
+    for fate in found["fate"]:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in fate["left_out"].items())
+        said = f"  {fate['step']:<11} {declared(fate['declared'])}" if fate["declared"] else f"  {fate['step']}"
+        lines += ["", f"completion {fate['completion_id']} did not come through {fate['step']}", said]
+        lines += [f"  {'':<11} which left out {reasons}"] if reasons else []
+    for row in found["refused"]:
+        detail = f": {row['detail']}" if row["detail"] else ""
+        lines += ["", f"refused by {row['step']} as {row['code']}{detail}  ({', '.join(row['raw_ref'])})"]
+        lines.append(f"  {text(row['row'], 400)}")
+    if found["steps"]:
+        lines += ["", "how it came about"]
+        for step in found["steps"]:
+            lines.append(f"  {step['step']:<11} {declared(step['declared']) if step['declared'] else 'as by default'}")
+            lines += [f"  {'':<11} {said}" for said in step["said"]]
+    if judgments:
+        lines += ["", "judgments"]
+        columns = [c for c in judgments[0] if any(j[c] is not None for j in judgments)]
+        known = {rows[0].get(f"{side}_id"): side for side in ("chosen", "rejected")} if len(rows) == 1 else {}
+        for judgment in judgments:
+            for column in ("completion_id", "other_id"):
+                judgment[column] = known.get(judgment[column], (judgment[column] or "")[:12]) or None
+        shown = [[j[c] for c in columns] for j in judgments]
+        lines += _limited([f"  {line}" for line in table(columns, shown)], 2)
+    elif judgments is None:
+        lines += ["", "the steps' tables are not in the workspace any more: single judgments are not known"]
+        lines.append(
+            "  (the snapshot's raw_ref still names their records; building the locked spec again brings them back)"
+        )
+    if found["records"]:
+        lines += ["", "raw records"]
+    for record in found["records"]:
+        lines.append(f"  {record['raw_ref']}  {record['path'] or ''}  {record['state']}".rstrip())
+        if record["record"] is not None:
+            lines.append(f"    {text(record['record'], 600)}")
     return lines
 
 
