@@ -463,6 +463,33 @@ def report(
 
 
 @app.command()
+def gc(
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Versions of each snapshot that stay; by default what publish.retain says."),
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Days: what is younger stays, older versions go.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also the scores of models that no snapshot and no run names.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no plan and no snapshot needs.
+
+    Steps of earlier builds, versions beyond publish.retain, half-written files. The latest version of a snapshot stays
+    always, as does what a run was trained on; scores stay unless they are asked for.
+    """
+    from rlhf_data.inspect import garbage, words
+
+    parts = garbage.collect(_workspace(workspace), keep=keep, older_than=older_than, scores=scores, dry=dry_run)
+    print(json.dumps({"dry_run": dry_run, "removed": parts}) if as_json else "\n".join(words.sizes(parts, dry=dry_run)))
+
+
+@app.command()
 def doctor(workspace: WorkspacePath = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
     """Say what is installed and what disk is used."""
     from rlhf_data import installation

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from rlhf_data.plan import (
     Workspace,
     code_version,
     digest,
+    in_use,
     is_done,
     limited,
     package_version,
@@ -49,12 +51,13 @@ class Built(NamedTuple):
 
 def build(spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None) -> Built:
     """Run what is not cached, down to publish."""
-    planned = plan(spec, workspace, limit=limit)
-    ran = [p.step.name for p in planned if not p.cached]
-    counts: list[Count] = []
-    for step in planned:
-        counts += run_step(step, planned, workspace, on_step=on_step)
-    remember(spec, workspace, planned, limit)
+    with in_use(workspace):
+        planned = plan(spec, workspace, limit=limit)
+        ran = [p.step.name for p in planned if not p.cached]
+        counts: list[Count] = []
+        for step in planned:
+            counts += run_step(step, planned, workspace, on_step=on_step)
+        remember(spec, workspace, planned, limit)
     return Built(published(planned, workspace), counts, ran)
 
 
@@ -68,6 +71,7 @@ def run_step(
     folder = workspace.step(planned.fingerprint)
     if planned.cached or is_done(folder):  # another process may have run it since the plan was made
         counts = read_counts(folder)
+        os.utime(folder)  # it was used: `gc` spares it for a while
         _keep_latest(folder)
         if on_step:
             on_step(planned, 0.0, counts)

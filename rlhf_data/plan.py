@@ -5,9 +5,12 @@ from outside (the content of raw files, of a model) and its inputs' fingerprints
 output, so the step is cached.
 """
 
+import fcntl
 import importlib.util
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -84,6 +87,22 @@ class Planned:
     @property
     def cached(self) -> bool:
         return not self.why
+
+
+@contextmanager
+def in_use(workspace: Workspace, *, alone: bool = False) -> Iterator[None]:
+    """Hold a workspace while its steps are used: together with other builds, or alone, to remove what none needs.
+
+    Raises:
+        ValueError: alone, and a build is running.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with (workspace.root / "lock").open("w") as lock:  # released when the process ends, however it ends
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_EX | fcntl.LOCK_NB) if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise ValueError(f"a build is running in {workspace.root}: wait for it, then run this again") from None
+        yield
 
 
 def limited(name: str, limit: int | None) -> str:

@@ -45,9 +45,10 @@ def explain(wanted: str, snapshot: Snapshot, workspace: Workspace) -> dict[str, 
         named = lineage.recorded(first, wanted) if first else []
         rows = snapshot.scan().filter(pl.col("raw_ref").list.contains(wanted))
     else:
-        kind, found, named = _find(wanted.lower(), snapshot, first)
+        kind, found, named, prompts = _find(wanted.lower(), snapshot, first)
         columns = [c for c in IDS[snapshot.manifest["table"]] if c != "prompt_id" or kind == "prompt"]
-        rows = snapshot.scan().filter(pl.any_horizontal(pl.col(column) == found for column in columns))
+        is_it = pl.any_horizontal(pl.col(column) == found for column in columns)
+        rows = snapshot.scan().filter(pl.col("prompt_id").is_in(prompts) & is_it)
     held = _rows(rows, snapshot, one=kind == "pair" or snapshot.manifest["table"] == "unpaired")
     if kind == "pair" and held:
         named = [held[0]["chosen_id"], held[0]["rejected_id"]]
@@ -72,8 +73,8 @@ def explain(wanted: str, snapshot: Snapshot, workspace: Workspace) -> dict[str, 
     }
 
 
-def _find(prefix: str, snapshot: Snapshot, text: Path | None) -> tuple[str, str, list[str]]:
-    """Kind, whole id, and completions of what begins with `prefix`.
+def _find(prefix: str, snapshot: Snapshot, text: Path | None) -> tuple[str, str, list[str], list[str]]:
+    """Kind and whole id of what begins with `prefix`, its completions, and its prompts: files are sorted by these.
 
     Raises:
         ValueError: too short, or several begin so.
@@ -99,7 +100,7 @@ def _find(prefix: str, snapshot: Snapshot, text: Path | None) -> tuple[str, str,
         shown = ", ".join(f"{kind} {value}" for kind, value in sorted(found)[:4])
         raise ValueError(f"{len(found)} ids begin with {prefix!r}: {shown}{' …' if len(found) > 4 else ''}; give more")
     kind, whole = next(iter(found), ("row", prefix))
-    return kind, whole, named or ([whole] if kind == "completion" else [])
+    return kind, whole, named or ([whole] if kind == "completion" else []), sorted(set(rows["prompt_id"]))
 
 
 def _rows(found: pl.LazyFrame, snapshot: Snapshot, *, one: bool) -> list[dict[str, Any]]:

@@ -71,7 +71,18 @@ def latest_of_all(workspace: Workspace) -> list[Snapshot]:
 
 def versions(folder: Path) -> list[Path]:
     """The finished snapshots of a folder of versions, oldest first."""
-    return sorted(path.parent for path in folder.glob("[!.]*/_SUCCESS"))
+    parents = {
+        path.parent.name: (files.read_json(path.with_name("manifest.json")) or {}).get("parent")
+        for path in folder.glob("[!.]*/_SUCCESS")
+    }
+
+    def place(name: str) -> tuple[str, int]:
+        """When it was published: the second, and how many of the same second came before."""
+        second, parent = name.partition("-")[0], parents[name]
+        same = parent in parents and parent.partition("-")[0] == second
+        return second, place(parent)[1] + 1 if same else 0
+
+    return [folder / name for name in sorted(parents, key=place)]
 
 
 def _by_name(name: str, workspace: Workspace) -> Path:
@@ -112,7 +123,8 @@ def _before(snapshot: Snapshot) -> Path:
     """The snapshot that was the latest when this one was published."""
     parent = snapshot.manifest.get("parent")
     there = versions(snapshot.path.parent)
-    older = [path for path in there if path.name == parent] or [path for path in there if path.name < snapshot.id][-1:]
+    ids = [path.name for path in there]
+    older = [path for path in there if path.name == parent] or there[: ids.index(snapshot.id)][-1:]
     if not older:
         raise ValueError(f"{snapshot.path} has no previous version: it is the first, or the others were removed")
     return older[0]
