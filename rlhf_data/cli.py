@@ -10,9 +10,7 @@ import typer
 from rlhf_data.terminal import (
     message,
     missing_extra,
-    print_accounting,
     print_results,
-    rows_in_words,
     say,
     short,
     show_step,
@@ -36,6 +34,9 @@ Variables = Annotated[list[str] | None, typer.Option("--var", help="NAME=VALUE f
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the spec, such as train.beta=0.2.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N records of each raw file: a quick look.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+SnapshotPlace = Annotated[
+    str, typer.Argument(help="A snapshot, the folder of its versions, or a spec's name; @previous or @ID after it.")
+]
 DEFAULT_WORKSPACE = Path(".rlhf")
 STOPPED = 130  # the exit code of Ctrl-C
 
@@ -299,26 +300,24 @@ def rules(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     split: Annotated[str | None, typer.Option(help="Of which split.")] = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
-    """Show a snapshot: accounting and some rows."""
-    from rlhf_data.snapshot import Snapshot
+    """Show a snapshot: what is in it, some rows, and where all rows went."""
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.places import open_at
+    from rlhf_data.inspect.show import glance
 
-    opened = Snapshot(snapshot)
-    head = opened.scan(split).head(rows).collect()
+    opened = open_at(snapshot, _workspace(workspace))
+    found = glance(opened, split=split, rows=rows)
     if as_json:
-        print(json.dumps({"manifest": opened.manifest, "rows": head.to_dicts()}, ensure_ascii=False))
-        return
-    print(f"{opened.path}\n{opened.manifest['table']}, {rows_in_words(opened.manifest['rows'])}")
-    print_accounting(opened.manifest["accounting"])
-    for row in head.iter_rows(named=True):
-        print()
-        for column, value in row.items():
-            if value is not None:
-                print(f"  {column:<18} {short(value)}")
+        print(json.dumps({"manifest": opened.manifest, **found}, ensure_ascii=False))
+    else:
+        lines = [*words.show(opened.manifest, opened.path, found), *words.accounting(opened.manifest["accounting"])]
+        print("\n".join(lines))
 
 
 @app.command()
@@ -329,6 +328,7 @@ def diff(
     after: Annotated[str, typer.Argument(help="The newer one; the latest of the same where it is left out.")] = "",
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     out: Annotated[Path | None, typer.Option(help="Write all changed rows to this Parquet file.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write an HTML page of the same.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="How many rows of each kind of change to show.")] = 2,
     as_json: AsJson = False,
 ) -> None:
@@ -351,6 +351,13 @@ def diff(
     print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(words.diff(found)))
     if out is not None:
         say(f"{out}: every changed row, before and after")
+    if page is not None:
+        from rlhf_data import files
+        from rlhf_data.inspect.diff import KINDS
+        from rlhf_data.report import diff_page
+
+        files.write_text(page, diff_page(found, KINDS))
+        say(f"{page}: the same to look at")
 
 
 @app.command()
@@ -428,18 +435,21 @@ def explain(
 
 @app.command()
 def quarantine(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     code: Annotated[str | None, typer.Option(help="Only rows refused by this code.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="How many rows of each code to show.")] = 2,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
     """Show what was refused, by code."""
     import polars as pl
 
     from rlhf_data import tables
-    from rlhf_data.snapshot import resolve
+    from rlhf_data.inspect.places import open_at
 
-    table = tables.read(resolve(snapshot) / "quarantine" / "quarantine.parquet", "quarantine")
+    table = tables.read(
+        open_at(snapshot, _workspace(workspace)).path / "quarantine" / "quarantine.parquet", "quarantine"
+    )
     table = table if code is None else table.filter(pl.col("code") == code)
     if as_json:
         print(json.dumps(table.to_dicts(), ensure_ascii=False))
@@ -454,12 +464,13 @@ def quarantine(
 
 @app.command()
 def report(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
 ) -> None:
     """Print where a snapshot's HTML report is."""
-    from rlhf_data.snapshot import resolve
+    from rlhf_data.inspect.places import open_at
 
-    print(resolve(snapshot) / "report.html")
+    print(open_at(snapshot, _workspace(workspace)).path / "report.html")
 
 
 @app.command()

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_data.inspect.diff import KINDS
-from rlhf_data.report.display import clean, figure, label, size
+from rlhf_data.report.diff import across
+from rlhf_data.report.display import clean, figure, label, model_name, plural, size, when
 from rlhf_data.snapshot import TEXTS
 
 BRIEF = (
@@ -109,12 +110,8 @@ def diff(found: dict[str, Any]) -> list[str]:
 
 def _across(groups: list[dict[str, Any]], by: tuple[str, ...]) -> list[str]:
     """One line for each group and a column for each kind of change, the largest group first."""
-    kinds = [kind for kind in KINDS if any(group["kind"] == kind for group in groups)]
-    counted: dict[tuple[Any, ...], dict[str, int]] = {}
-    for group in groups:
-        counted.setdefault(tuple(group[key] for key in by), {})[group["kind"]] = group["rows"]
-    rows = [[*key, *(n.get(kind) for kind in kinds)] for key, n in counted.items()]
-    rows.sort(key=lambda row: -sum(n or 0 for n in row[len(by) :]))
+    kinds, found = across(groups, by)
+    rows = [[*line["key"], *(line["counts"].get(kind) for kind in kinds)] for line in found]
     return _limited([f"  {line}" for line in table([*by, *kinds], rows)], 2)
 
 
@@ -142,6 +139,70 @@ def tables(described: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{each['table']}  ({each['rows']:,} rows)")
         lines += [f"  {name:<20} {kind}" for name, kind in each["columns"].items()]
     return lines
+
+
+def show(manifest: dict[str, Any], path: Any, found: dict[str, Any]) -> list[str]:
+    """A snapshot at a glance: what it is, what is in it, some rows, and where all rows went."""
+    n, about = sum(manifest["rows"].values()), manifest.get("about")
+    lines = [f"{manifest['name']}{f': {about}' if about else ''}"]
+    splits = ", ".join(f"{k:,} {split}" for split, k in manifest["rows"].items()) or "none"
+    lines.append(f"  {manifest['table']}, {plural(n, 'row')} ({splits}) of {plural(found['prompts'], 'prompt')}")
+    licences = {name: source.get("license") for name, source in manifest["sources"].items()}
+    sources = [f"{name} {k:,} ({licences.get(name) or 'no licence'})" for name, k in found["sources"].items()]
+    lines.append(f"  {'sources':<12}{_some(sources)}")
+    for name in ("categories", "labels"):
+        if found.get(name):
+            lines.append(f"  {name:<12}{_some([f'{label(each)} {k:,}' for each, k in found[name].items()])}")
+    for name, (least, mean, most) in found["numbers"].items():
+        span = (
+            f"{figure(mean)} in all rows"
+            if least == most
+            else f"mean {figure(mean)}, {figure(least)} to {figure(most)}"
+        )
+        lines.append(f"  {name:<12}{span}")
+    score, scored = manifest.get("score"), "none: the spec has no score section"
+    if score:
+        scored = f"of {plural(found['scored'], 'row')}, by {model_name(score['model'])}"
+    lines.append(f"  {'log-probs':<12}{scored}")
+    codes = _some([f"{code} {k:,}" for code, k in found["refused"].items()])
+    lines.append(f"  {'quarantine':<12}{codes or 'nothing was refused'}")
+    lines.append(f"  {'published':<12}{when(manifest['created'])}{'; a quick look' if manifest.get('limit') else ''}")
+    lines.append(f"  {'folder':<12}{path}")
+    for row in found["rows"]:
+        lines += ["", *_row(row)]
+    return lines
+
+
+def accounting(counts: list[dict[str, Any]]) -> list[str]:
+    """Where the rows went: what came into each step, what went on, and why the rest did not."""
+    lines = ["", "where the rows went"]
+    for count in counts:
+        lines.append(f"  {count['step']:<16} {count['rows_in']:>11,} {count['unit']} → {count['out']:,}")
+        for kind in ("merged", "quarantined", "filtered"):
+            lines += [f"  {'':<16} {n:>11,} {kind}: {reason}" for reason, n in count[kind].items()]
+    return lines
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    """A row as it is read: its texts, then what is known of it."""
+    key = "pair_id" if "pair_id" in row else "completion_id"
+    rewards = {"chosen": "chosen_reward", "rejected": "rejected_reward", "completion": "reward"}
+    lines = []
+    for name in TEXTS:
+        if row.get(name) is not None:
+            reward = row.get(rewards.get(name, ""))
+            worth = f"  [reward {figure(reward)}]" if reward is not None else ""
+            lines.append(f"  {name:<12}{text(row[name])}{worth}")
+    named = [row["source"], row["category"], row["split"]]
+    told = [label(each) for each in named if each is not None]
+    told += [f"{name} {figure(row[name])}" for name in ("margin", "preference", "weight") if row.get(name) is not None]
+    told += ["desirable" if row["label"] else "not desirable"] if row.get("label") is not None else []
+    return [*lines, f"  {'':<12}{', '.join(told)}", f"  {key:<12}{' ' if key == 'completion_id' else ''}{row[key]}"]
+
+
+def _some(words: list[str], most: int = 8) -> str:
+    left = len(words) - most
+    return ", ".join(words) if left <= 1 else f"{', '.join(words[:most])} and {left} more"
 
 
 def explain(found: dict[str, Any]) -> list[str]:

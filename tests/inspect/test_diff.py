@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -166,6 +167,15 @@ def test_a_person_reads_the_counts_the_reasons_and_examples(rebuilt, capsys):
     assert "weigh.weight.category.x: – → 2" in shown
     assert "all by the factor 2" in shown
     assert "question 12?" in shown
+
+
+def test_a_page_shows_the_same(rebuilt, capsys):
+    shown = told(capsys, "diff", "demo@previous", "--html", "changes.html", "--json")
+    page = Path("changes.html").read_text(encoding="utf-8")
+    for kind, n in json.loads(shown)["kinds"].items():
+        assert re.search(rf"<th>{kind}</th><td class=\"n\">{n}</td>", page)
+    for expected in ("weigh.weight.category.x", "question 12?", "a, x", "r.jsonl"):
+        assert expected in page
 
 
 def test_a_snapshot_does_not_differ_from_itself(built, capsys):
