@@ -78,7 +78,7 @@ def versions(folder: Path) -> list[Path]:
 
     def place(name: str) -> tuple[str, int]:
         """When it was published: the second, and how many of the same second came before."""
-        second, parent = name.partition("-")[0], parents[name]
+        second, parent = name.partition("-")[0], parents[name] or ""
         same = parent in parents and parent.partition("-")[0] == second
         return second, place(parent)[1] + 1 if same else 0
 
