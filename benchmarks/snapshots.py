@@ -1,128 +1,132 @@
-"""Large snapshots in the real format, fast: for the benchmarks of `diff`, `query` and `explain`.
+"""What it takes to look into large snapshots: diff, query, explain and show, each as a process of its own.
 
-The rows are made by columns and published by the code that publishes every snapshot; only the steps before it are left
-out.
+Two versions of one snapshot are built from a generated raw file by the commands that build any other: the second time
+without some prompts, with other ratings of others, and with another weight for a category.
 """
 
 import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from rlhf_data import ids, tables
-from rlhf_data.accounting import Count
-from rlhf_data.snapshot import publish
+PAIRS = 6  # of the four answers of a prompt
+SPEC = """version: 1
+name: looked_at
+sources:
+  made: {{path: raw.parquet}}
+rate: {{by: rating, scale: [0, 1]}}
+split: {{test: 0.05}}
+shape: {{to: paired, pairing: all}}
+weigh: {{weight: {{category: {{c1: {weight}}}}}}}
+publish: {{to: snapshots/looked_at}}
+"""
 
-WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda")
 
-
-def rows_of(rows: int, *, seed: int = 0, answers: int = 4) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """A paired table without its texts, and the prompts and completions that it names.
+def build(folder: Path, rows: int) -> None:
+    """Two versions of a snapshot of about so many pairs in `folder`, unless they are there.
 
     Args:
-        rows: pairs; each prompt has two, of `answers` answers.
-        seed: of texts and numbers.
-        answers: completions a prompt.
+        folder: the project; raw file, spec, workspace and snapshots go there.
+        rows: pairs; a sixth as many prompts are made, of four answers each.
     """
-    random = np.random.default_rng(seed)
-    n = -(-rows // 2)
-    asked = [f"question {k} about {WORDS[k % len(WORDS)]} " + "lorem ipsum " * 10 for k in range(n)]
-    prompts = pl.DataFrame(
-        {"prompt": [[{"role": "user", "content": text}] for text in asked]}, {"prompt": ids.MESSAGES}
+    if len(list(folder.glob("snapshots/looked_at/*/_SUCCESS"))) >= 2:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    random, n = np.random.default_rng(0), rows // PAIRS
+    prompt = np.repeat(np.arange(n), 4)
+    raw = pl.DataFrame({"n": prompt, "rating": random.random(4 * n)}).select(
+        "rating",
+        prompt=pl.format("Question {} of those that were asked, with what else there is to say of it.", "n"),
+        completion=pl.format("Answer {}. ", pl.int_range(pl.len())) + "It goes on like this for quite a while. " * 8,
+        category=pl.format("c{}", pl.col("n") % 7),
+        fate=pl.col("n") % 100,
     )
-    prompts = prompts.with_columns(ids.prompt_ids(prompts["prompt"]), ids.split_keys(prompts["prompt"]))
-    owner = np.repeat(np.arange(n), answers)
-    completions = prompts.select("prompt_id")[owner].with_columns(
-        completion=pl.Series([f"answer {k} " + "dolor sit amet " * 20 for k in range(n * answers)])
-    )
-    completions = completions.with_columns(
-        ids.completion_ids(completions["prompt_id"], completions["completion"]),
-        reward=pl.Series(random.random(n * answers)),
-        source=pl.lit("made"),
-        category=pl.Series(np.array(WORDS)[owner % 7]),
-        model=pl.lit(None, dtype=pl.String),
-    )
-    order = np.argsort(-completions["reward"].to_numpy().reshape(n, answers), axis=1) + np.arange(n)[:, None] * answers
-    best = np.concatenate([order[:, 0], order[:, 1]])[:rows]
-    worst = np.concatenate([order[:, -1], order[:, -2]])[:rows]
-    sides = {"chosen": completions[best], "rejected": completions[worst]}
-    pairs = pl.DataFrame(
-        {
-            "prompt_id": sides["chosen"]["prompt_id"],
-            "chosen_id": sides["chosen"]["completion_id"],
-            "rejected_id": sides["rejected"]["completion_id"],
-            "chosen_reward": sides["chosen"]["reward"],
-            "rejected_reward": sides["rejected"]["reward"],
-            "margin": sides["chosen"]["reward"] - sides["rejected"]["reward"],
-            "category": sides["chosen"]["category"],
-            "raw_ref": [[f"made.jsonl#{a}", f"made.jsonl#{b}"] for a, b in zip(best, worst, strict=True)],
-        }
-    )
-    place = ids.keyed_fraction(pairs["prompt_id"], "split")
-    pairs = pairs.with_columns(
-        ids.pair_ids(pairs["chosen_id"], pairs["rejected_id"], "pair_id"),
-        preference=pl.lit(1.0),
-        votes=pl.lit(2, dtype=pl.Int64),
-        source=pl.lit("made"),
-        split=pl.when(place < 0.05).then(pl.lit("test")).otherwise(pl.lit("train")),
-        weight=pl.lit(1.0),
-    )
-    return pairs, prompts, completions.drop("reward")
+    for weight, version in (
+        (1.0, raw),
+        (2.0, raw.filter(pl.col("fate") != 0).with_columns(rating=_other_ratings())),
+    ):
+        version.drop("fate").write_parquet(folder / "raw.parquet")
+        (folder / "spec.yaml").write_text(SPEC.format(weight=weight))
+        _command(folder, "build", "spec.yaml")
 
 
-def changed(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The same pairs after changes: of a hundred each, one is gone, one turned round, one weighed, one rated anew."""
-    place = ids.keyed_fraction(pairs["pair_id"], "change")
-    turned, weighed, rated = (place.is_between(low, low + 0.01, closed="left") for low in (0.01, 0.02, 0.03))
-    some = pairs.with_columns(
-        chosen_id=pl.when(turned).then("rejected_id").otherwise("chosen_id"),
-        rejected_id=pl.when(turned).then("chosen_id").otherwise("rejected_id"),
-        weight=pl.when(weighed).then(2.0).otherwise("weight"),
-        chosen_reward=pl.when(rated).then(pl.col("chosen_reward") + 1).otherwise("chosen_reward"),
-        margin=pl.when(rated).then(pl.col("margin") + 1).otherwise("margin"),
-    )
-    some = some.with_columns(ids.pair_ids(some["chosen_id"], some["rejected_id"], "pair_id"))
-    return some.filter(place >= 0.01)
+def _other_ratings() -> pl.Expr:
+    return pl.when(pl.col("fate") == 1).then(1.0 - pl.col("rating")).otherwise("rating")
 
 
-def publish_rows(
-    folder: Path, name: str, pairs: pl.DataFrame, prompts: pl.DataFrame, completions: pl.DataFrame
-) -> Path:
-    """Publish pairs as a snapshot under folder/name; the folder of its versions."""
-    work, out = folder / "work", folder / "out"
-    for made in (work, out):
-        made.mkdir(parents=True, exist_ok=True)
-    tables.write(pairs.sort("prompt_id", "pair_id"), work / "rows.parquet", "paired_rows")
-    tables.write(prompts, work / "prompts.parquet", "prompts")
-    tables.write(completions, work / "completions.parquet", "completions")
-    publish(
-        {"rows": work, "text": work},
-        out,
-        to=str(folder / name),
-        name=name,
-        about="Made for a benchmark.",
-        table="paired",
-        spec_lock=f"version: 1\nname: {name}\n",
-        spec_hash=name,
-        sources={"made": {"adapter": "columns", "license": None, "hf": None, "files": []}},
-        counts=[Count("shape", "candidate pairs", pairs.height, pairs.height)],
-        expect={},
-    )
-    return folder / name
+def measure(folder: Path, rounds: int = 3) -> dict[str, dict[str, Any]]:
+    """Seconds on the clock and of the processor (every round, and their medians) and peak MB of each command."""
+    (asked,) = json.loads(_command(folder, "query", "SELECT max(pair_id) AS pair FROM rows", "--json")[0])
+    commands = {
+        "diff": ["diff", "looked_at@previous"],
+        "diff --out": ["diff", "looked_at@previous", "--out", "changes.parquet"],
+        "query": ["query", "SELECT category, count(*), avg(margin) FROM rows GROUP BY 1"],
+        "explain": ["explain", asked["pair"][:12]],
+        "show": ["show", "looked_at"],
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(rounds):
+        for name, arguments in commands.items():
+            _, seconds, cpu, megabytes = _command(folder, *arguments)
+            one = found.setdefault(name, {"seconds": [], "cpu": [], "peak_mb": 0.0})
+            one["seconds"].append(round(seconds, 3))
+            one["cpu"].append(round(cpu, 3))
+            one["peak_mb"] = max(one["peak_mb"], round(megabytes, 1))
+    medians = {"median": "seconds", "median_cpu": "cpu"}
+    return {
+        name: one | {median: statistics.median(one[of]) for median, of in medians.items()}
+        for name, one in found.items()
+    }
+
+
+def _command(folder: Path, *arguments: str) -> tuple[str, float, float, float]:
+    """What a command prints, its seconds on the clock and of the processor, and the most memory it held (MB)."""
+    started = time.perf_counter()
+    code = "import sys; from rlhf_data.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        out = running.stdout.read()
+        _, status, usage = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise RuntimeError(f"rlhf-data {' '.join(arguments)} exited with {running.returncode}")
+    cpu = usage.ru_utime + usage.ru_stime
+    return out, time.perf_counter() - started, cpu, usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
-    """Two snapshots, one with changes, of so many rows each."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    """Build the two versions, measure, print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("snapshots-benchmark"), help="Where the snapshots are built."
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000, help="Pairs of a snapshot.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="20,000 pairs, one round.")
     asked = parser.parse_args()
-    started = time.perf_counter()
-    pairs, prompts, completions = rows_of(asked.rows)
-    for name, rows in (("before", pairs), ("after", changed(pairs))):
-        print(publish_rows(asked.folder, name, rows, prompts, completions), f"{time.perf_counter() - started:.1f} s")
+    rows, rounds = (20_000, 1) if asked.quick else (asked.rows, asked.rounds)
+    folder = asked.folder.resolve() / str(rows)
+    build(folder, rows)
+    found = measure(folder, rounds)
+    for name, one in found.items():
+        print(
+            f"{name:<12} {one['median']:>7.2f} s  ({one['median_cpu']:.2f} s of the processor) {one['peak_mb']:>8.0f} MB"
+        )
+    print(json.dumps({"rows": rows, "commands": found}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_data import files
-from rlhf_data.inspect.places import Known, known, versions
+from rlhf_data.inspect.places import Known, known, published_by, versions
 from rlhf_data.plan import Workspace, in_use
 from rlhf_data.snapshot import Snapshot
 
@@ -97,10 +97,11 @@ def _said_of_sources(snapshot: Path) -> str:
 def _steps(workspace: Workspace, specs: dict[str, Known], least: float) -> list[tuple[str, Path, str]]:
     """Step folders that no last build and no latest snapshot leads to, and pieces that no kept step points into."""
     folders = [path for path in sorted((workspace.root / "steps").glob("[!.]*")) if path.is_dir()]
-    roots = {fingerprint for spec in specs.values() for fingerprint in spec.steps}
+    roots = {fingerprint for spec in specs.values() for fingerprint in spec.steps.values()}
     for spec in specs.values():
         latest = _latest(spec.versions)
-        if latest is not None and (spec.versions / latest / "_SUCCESS").is_file():
+        theirs = latest is not None and published_by(spec, workspace) == (spec.versions / latest).resolve()
+        if latest is not None and not theirs and (spec.versions / latest / "_SUCCESS").is_file():
             steps = Snapshot(spec.versions).manifest.get("steps") or {}
             roots |= {step["fingerprint"] for step in steps.values()}
     needed = set(roots)

@@ -1,7 +1,7 @@
 """The tables between the steps, as long as the workspace holds them: which judgments a row was made of.
 
-All that knows how those tables look is here: they name completions by row number, and a text folder's index says which
-id a number is.
+All that knows how those tables look is here: they name prompts, completions and judgments by row number, and a text
+folder says which id a number is. Only the rows that are asked for are read, so this takes no longer for large tables.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from rlhf_data import files
+from rlhf_data.inspect.places import known, published_by
 from rlhf_data.plan import Workspace, is_done
 from rlhf_data.snapshot import Snapshot
 
@@ -18,9 +19,15 @@ VALUES = ("kind", "value", "aspect", "annotator", "position", "source", "raw_ref
 
 
 def steps_of(snapshot: Snapshot, workspace: Workspace) -> dict[str, Path]:
-    """The folders of the steps that a snapshot was made by, in their order; without those that are there no more."""
-    named = snapshot.manifest.get("steps") or {}
-    folders = {step: workspace.step(facts["fingerprint"]) for step, facts in named.items()}
+    """The folders of the steps that a snapshot was made by, in their order; without those that are there no more.
+
+    Where the last build gave the same content again, its steps are these; else those that the manifest names.
+    """
+    named = {step: facts["fingerprint"] for step, facts in (snapshot.manifest.get("steps") or {}).items()}
+    for spec in known(workspace).values():
+        if published_by(spec, workspace) == snapshot.path.resolve():
+            named = {step: fingerprint for step, fingerprint in spec.steps.items() if step != "publish"}
+    folders = {step: workspace.step(fingerprint) for step, fingerprint in named.items()}
     return {step: folder for step, folder in folders.items() if is_done(folder)}
 
 
@@ -31,42 +38,37 @@ def texts_of(steps: dict[str, Path]) -> dict[str, Path]:
 
 def has(text: Path, completion_id: str) -> bool:
     """Whether a text folder holds a completion."""
-    found = pl.scan_parquet(text / "completions.parquet").filter(pl.col("completion_id") == completion_id)
-    return bool(found.select(pl.len()).collect().item())
+    return bool(_numbers(text, [completion_id]).len())
 
 
 def completions(text: Path, prefix: str) -> pl.DataFrame:
     """completion_id, prompt_id of completions whose id or whose prompt's id begins with `prefix`."""
-    held = _identified(pl.scan_parquet(text / "completions.parquet"), text)
-    return (
-        held.select("completion_id", "prompt_id")
-        .filter(begins("completion_id", prefix) | begins("prompt_id", prefix))
-        .collect()
-    )
+    prompts = pl.scan_parquet(text / "prompts.parquet").filter(begins("prompt_id", prefix)).select("prompt_row")
+    of_prompt = pl.col("prompt_row").is_in(prompts.collect().to_series().implode())
+    index = pl.scan_parquet(text / "completions.parquet").filter(begins("completion_id", prefix) | of_prompt)
+    return _identified(index.select("prompt_row", "completion_id").collect(), text).select("completion_id", "prompt_id")
 
 
 def judged(text: Path, completion_ids: list[str]) -> list[dict[str, Any]]:
     """The judgments of completions, as mappings of completion_id, other_id and VALUES."""
     rows = naming(text / "judgments.parquet", text, completion_ids)
-    if "file" in rows.columns:
-        rows = rows.with_columns(raw_ref=pl.format("{}#{}", pl.col("file").cast(pl.String), "record"))
-    return rows.select("completion_id", "other_id", *VALUES).to_dicts()
+    ref = pl.format("{}#{}", "file", "record")
+    return rows.with_columns(raw_ref=ref).select("completion_id", "other_id", *VALUES).to_dicts()
 
 
 def recorded(text: Path, ref: str) -> list[str]:
     """The completions that a raw record is a judgment of."""
+    file, _, record = ref.rpartition("#")
+    if not record.isdigit():
+        return []
     held = pl.scan_parquet(text / "judgments.parquet")
-    if "file" in held.collect_schema().names():
-        file, _, record = ref.rpartition("#")
-        held = held.filter((pl.col("file").cast(pl.String) == file) & (pl.col("record") == int(record)))
-    else:
-        held = held.filter(pl.col("raw_ref") == ref)
-    rows = _identified(held, text).select("completion_id", "other_id").collect()
-    return sorted({value for column in rows for value in column if value is not None})
+    held = held.filter((pl.col("record") == int(record)) & (pl.col("file").cast(pl.String) == file))
+    rows = _identified(held.select("completion_row", "other_row").collect(), text)
+    return sorted({value for side in ("completion_id", "other_id") for value in rows[side].drop_nulls()})
 
 
 def naming(path: Path, text: Path, completion_ids: list[str]) -> pl.DataFrame:
-    """The rows of a step's table that name one of these completions, with ids in place of row numbers.
+    """The rows of a step's table that name one of these completions, with ids beside the row numbers.
 
     Args:
         path: judgments, rated, compared or rows.
@@ -75,32 +77,10 @@ def naming(path: Path, text: Path, completion_ids: list[str]) -> pl.DataFrame:
     """
     held = pl.scan_parquet(path)
     columns = held.collect_schema().names()
-    index = pl.scan_parquet(text / "completions.parquet")
-    numbered = [f"{side}_row" for side in SIDES if f"{side}_row" in columns]
-    if numbered:
-        rows = index.filter(pl.col("completion_id").is_in(completion_ids)).select("completion_row").collect()
-        wanted = rows.to_series().implode()
-        held = held.filter(pl.any_horizontal(pl.col(column).is_in(wanted) for column in numbered))
-    else:
-        sides = [f"{side}_id" for side in SIDES if f"{side}_id" in columns]
-        held = held.filter(pl.any_horizontal(pl.col(column).is_in(completion_ids) for column in sides))
-    return _identified(held, text).collect()
-
-
-def _identified(held: pl.LazyFrame, text: Path) -> pl.LazyFrame:
-    """A table with ids beside its row numbers, where it has such."""
-    columns = held.collect_schema().names()
-    index = pl.scan_parquet(text / "completions.parquet")
-    for side in SIDES:
-        if f"{side}_row" in columns and f"{side}_id" not in columns:
-            ids = index.select(
-                pl.col("completion_row").alias(f"{side}_row"), pl.col("completion_id").alias(f"{side}_id")
-            )
-            held = held.join(ids, on=f"{side}_row", how="left", maintain_order="left")
-    if "prompt_row" in columns and "prompt_id" not in columns:
-        ids = pl.scan_parquet(text / "prompts.parquet").select("prompt_row", "prompt_id")
-        held = held.join(ids, on="prompt_row", how="left", maintain_order="left")
-    return held
+    wanted = _numbers(text, completion_ids)
+    sides = [f"{side}_row" for side in SIDES if f"{side}_row" in columns]
+    rows = held.filter(pl.any_horizontal(pl.col(side).is_in(wanted.implode()) for side in sides)).collect()
+    return _identified(rows.with_columns(pl.col(pl.Categorical).cast(pl.String)), text)
 
 
 def refused(snapshot: Snapshot, ids: list[str], refs: list[str]) -> list[dict[str, Any]]:
@@ -118,6 +98,24 @@ def raw_digest(path: Path, workspace: Workspace) -> str:
 
 
 def begins(column: str, prefix: str) -> pl.Expr:
-    """Whether an id begins with `prefix`."""
-    # As a range, which Parquet's statistics can answer; no id has a letter after f.
+    """Whether an id begins with `prefix`: as a range, which Parquet's statistics can answer; no id goes beyond f."""
     return (pl.col(column) >= prefix) & (pl.col(column) < prefix + "g")
+
+
+def _numbers(text: Path, completion_ids: list[str]) -> pl.Series:
+    """The row numbers of completions; of those that the text folder does not hold, none."""
+    index = pl.scan_parquet(text / "completions.parquet").filter(pl.col("completion_id").is_in(completion_ids))
+    return index.select("completion_row").collect().to_series()
+
+
+def _identified(rows: pl.DataFrame, text: Path) -> pl.DataFrame:
+    """A few rows with the ids of their prompts and completions beside the numbers."""
+    for side in (*SIDES, "prompt"):
+        if f"{side}_row" in rows.columns:
+            kind = "prompt" if side == "prompt" else "completion"
+            index = pl.scan_parquet(text / f"{kind}s.parquet").filter(
+                pl.col(f"{kind}_row").is_in(rows[f"{side}_row"].drop_nulls().unique().implode())
+            )
+            ids = index.select(pl.col(f"{kind}_row").alias(f"{side}_row"), pl.col(f"{kind}_id").alias(f"{side}_id"))
+            rows = rows.join(ids.collect(), on=f"{side}_row", how="left", maintain_order="left")
+    return rows

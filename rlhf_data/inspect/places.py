@@ -16,13 +16,13 @@ class Known(NamedTuple):
         name: the spec's name; that of a quick look ends in -limitN.
         versions: the folder of its snapshot's versions.
         retain: how many of them the spec keeps; None for all.
-        steps: fingerprints of the steps of its last build.
+        steps: fingerprints of the steps of its last build, by name.
     """
 
     name: str
     versions: Path
     retain: int | None
-    steps: list[str]
+    steps: dict[str, str]
 
 
 def known(workspace: Workspace) -> dict[str, Known]:
@@ -32,9 +32,16 @@ def known(workspace: Workspace) -> dict[str, Known]:
         facts = files.read_json(file) or {}
         to = facts.get("publish", {}).get("parameters", {}).get("to")
         if to is not None:
-            steps = [step["fingerprint"] for step in facts.values() if "fingerprint" in step]
+            steps = {name: step["fingerprint"] for name, step in facts.items() if "fingerprint" in step}
             found[file.stem] = Known(file.stem, Path(to), facts["publish"].get("retain"), steps)
     return found
+
+
+def published_by(spec: Known, workspace: Workspace) -> Path | None:
+    """The snapshot that the last build of a spec stands for; builds that give the same content share one."""
+    pointer = workspace.step(spec.steps.get("publish", "-")) / "snapshot.json"
+    told = files.read_json(pointer)
+    return Path(told["path"]).resolve() if told else None
 
 
 def open_at(place: str, workspace: Workspace) -> Snapshot:

@@ -10,15 +10,19 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import polars as pl
+from xxhash import xxh3_128_hexdigest
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 PEEKED = 1000  # records that `peek` looks at: a column that only starts later is not seen by it
+PIECE_BYTES = 32 << 20  # of JSON lines
+PIECE_ROWS = 100_000  # of Parquet
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -31,8 +35,8 @@ class Broken(NamedTuple):
     text: str
 
 
-class Raw(NamedTuple):
-    """A raw file that was read, before anything is asked of it.
+class Raw:
+    """A raw file, or a piece of one, that was read before anything is asked of it.
 
     Attributes:
         name: the file's name.
@@ -40,16 +44,41 @@ class Raw(NamedTuple):
         broken: the records that are no JSON object.
     """
 
-    name: str
-    rows: list[dict[str, Any] | None] | pl.DataFrame
-    broken: dict[int, Broken]
+    def __init__(
+        self,
+        name: str,
+        rows: list[dict[str, Any] | None] | pl.DataFrame | None = None,
+        broken: dict[int, Broken] | None = None,
+        *,
+        lines: bytes = b"",
+        line: int = 1,
+    ) -> None:
+        """Rows as they are, or else `lines` of JSON, the first of them line number `line` of the file."""
+        self.name, self._rows, self._broken, self._lines, self._line = name, rows, broken or {}, lines, line
+
+    @property
+    def rows(self) -> list[dict[str, Any] | None] | pl.DataFrame:
+        if self._rows is None:
+            self._rows, self._broken = _objects(_values(io.BytesIO(self._lines), self._line))
+        return self._rows
+
+    @property
+    def broken(self) -> dict[int, Broken]:
+        return self._broken if self.rows is not None else {}
+
+    @cached_property
+    def quick(self) -> pl.DataFrame | None:
+        """The lines as a frame, where they are plain enough that it says the same as the objects."""
+        return _frame(self._lines) if self._rows is None else None
 
     @property
     def height(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.quick is None else self.quick.height
 
     def columns(self) -> list[str]:
         """The names of the columns; for JSON of all keys that occur, in order of appearance."""
+        if self.quick is not None:
+            return self.quick.columns
         if isinstance(self.rows, pl.DataFrame):
             return self.rows.columns
         return list(dict.fromkeys(key for row in self.rows if row is not None for key in row))
@@ -58,6 +87,20 @@ class Raw(NamedTuple):
         """One record as JSON text, for the quarantine."""
         row = self.rows.row(record, named=True) if isinstance(self.rows, pl.DataFrame) else self.rows[record]
         return json_text({"broken": self.broken[record].text} if row is None else row)
+
+
+class Piece(NamedTuple):
+    """A part of a raw file that is read, and whose result is kept, by itself.
+
+    Attributes:
+        name: the file's name.
+        digest: of what it holds and where that stands.
+        load: reads it.
+    """
+
+    name: str
+    digest: str
+    load: Callable[[], Raw]
 
 
 def json_text(value: Any) -> str:
@@ -130,6 +173,111 @@ def read(
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def pieces(path: str | Path, *, name: str, format: str | None = None, digest: str, **reading: Any) -> Iterator[Piece]:
+    """A raw file in pieces of bounded size: JSON lines by bytes, Parquet by rows, others whole.
+
+    Lines that are added at the end of a file leave its first pieces as they were.
+
+    Args:
+        path: the file.
+        name: what to call it.
+        format: one of FORMATS; from the file's name if not given.
+        digest: of the file's bytes.
+        reading: further arguments of `read`.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    path, kind = Path(path), format_of(path, format)
+    if kind == "jsonl":
+        for line, block in _blocks(path):
+            mark = f"{xxh3_128_hexdigest(block)}@{line}"
+            yield Piece(name, mark, partial(Raw, name, lines=block, line=line))
+    elif kind == "parquet" and not path.name.lower().endswith(".gz"):
+        height = _checked_parquet(path).select(pl.len()).collect().item()
+        for start in range(0, max(1, height), PIECE_ROWS):
+            yield Piece(name, f"{digest}@{start}", partial(_slice, path, name, start))
+    else:
+        yield Piece(name, digest, partial(read, path, name=name, format=format, **reading))
+
+
+def _slice(path: Path, name: str, start: int) -> Raw:
+    try:
+        return Raw(name, pl.scan_parquet(path, glob=False).slice(start, PIECE_ROWS).collect(), {})
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _checked_parquet(path: Path) -> pl.LazyFrame:
+    try:
+        frame = pl.scan_parquet(path, glob=False)
+        frame.collect_schema()
+        return frame
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of a file, PIECE_BYTES at a time, with the number of the first of them."""
+    line, rest = 1, b""
+    try:
+        with _open(path) as file:
+            while more := file.read(PIECE_BYTES):
+                held = rest + more
+                end = held.rfind(b"\n") + 1
+                if end:
+                    yield line, held[:end]
+                    line += held.count(b"\n", 0, end)
+                rest = held[end:]
+    except _NOT_GZIP as error:
+        found = line + rest.count(b"\n") - 1
+        raise ValueError(f"{path}: the gzip file is damaged after line {found}: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if rest or line == 1:
+        yield line, rest
+
+
+def _frame(lines: bytes) -> pl.DataFrame | None:
+    """JSON lines as a frame, or None where Arrow's reader refuses them or could read them otherwise than we do.
+
+    It refuses what we want refused one by one: values of several types in a column, keys named twice, half surrogates.
+    What it would read in its own way is looked for here: dates (texts to us), two objects on a line.
+    """
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    text = lines.strip(b"\r\n \t")
+    if not (text.startswith(b"{") and text.endswith(b"}")) or b"\r" in text or b"NaN" in text or b"Infinity" in text:
+        return None
+    options = arrow_json.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    try:
+        text.decode()
+        table = arrow_json.read_json(io.BytesIO(text), options)
+        if table.num_rows != text.count(b"}\n{") + 1:
+            return None
+        as_text = _without_dates(table.schema)
+        if as_text != table.schema:
+            table = arrow_json.read_json(io.BytesIO(text), options, arrow_json.ParseOptions(explicit_schema=as_text))
+        frame = pl.from_arrow(table)
+    except (UnicodeDecodeError, pa.ArrowException, pl.exceptions.PolarsError):
+        return None
+    return frame if isinstance(frame, pl.DataFrame) else None
+
+
+def _without_dates(schema: Any) -> Any:
+    import pyarrow as pa
+
+    def plain(dtype: Any) -> Any:
+        if pa.types.is_timestamp(dtype):
+            return pa.string()
+        if pa.types.is_struct(dtype):
+            return pa.struct([pa.field(field.name, plain(field.type)) for field in dtype])
+        return pa.list_(plain(dtype.value_type)) if pa.types.is_list(dtype) else dtype
+
+    return pa.schema([pa.field(field.name, plain(field.type)) for field in schema])
+
+
 def peek(path: str | Path, *, format: str | None = None, quote: str | None = None, separator: str | None = None) -> Raw:
     """The first records of a file, cheaply: a JSON array is read as far as they go.
 
@@ -195,22 +343,25 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[int | str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and values of a JSON lines file; a line that is not JSON gives its error as the value."""
     number = 0
     with _open(path) as lines:
         try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        text = (
-                            line.decode(errors="backslashreplace").rstrip("\r\n") if isinstance(line, bytes) else line
-                        )
-                        yield number, Broken(f"line {number}: {error}", text)
+            for number, value in _values(lines, 1):
+                yield number, value
         except _NOT_GZIP as error:
             raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
+
+
+def _values(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, first):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                text = line.decode(errors="backslashreplace").rstrip("\r\n")
+                yield number, Broken(f"line {number}: {error}", text)
 
 
 def _objects(values: Any) -> tuple[list[dict[str, Any] | None], dict[int, Broken]]:

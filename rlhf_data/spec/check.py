@@ -48,13 +48,13 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
     for k, operation in enumerate(spec.clean):
         yield from _expression(("clean", k, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
     if spec.weigh.weight.row is not None:
-        rows = tables.columns(f"{spec.shape.to}_rows")
+        types = tables.columns(f"{spec.shape.to}_rows")
+        rows = {name: pl.String() if dtype == pl.Categorical else dtype for name, dtype in types.items()}
         yield from _expression(("weigh", "weight", "row"), spec.weigh.weight.row, rows, wanted=None)
     if spec.weigh.weight.label is not None and spec.shape.to == "paired":
         yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
     yield from _polarity(spec)
-    for unknown in (spec.weigh.weight.source or {}).keys() - spec.sources.keys():
-        yield ("weigh", "weight", "source", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+    yield from _mix(spec)
     for name in sorted(runs_wanted(spec) - names):
         if workspace.model_of(name) is None:
             path = next(p for p in (("score", "model"), ("train", "model")) if _starts_from(spec, p[0], name))
@@ -98,6 +98,37 @@ def _polarity(spec: Spec) -> Iterator[Found]:
         low, high = spec.rate.scale
         names = ", ".join(turned)
         yield ("rate", "scale"), f"polarity makes the ratings of {names} negative; write [{-high:g}, {-low:g}]"
+
+
+def _mix(spec: Spec) -> Iterator[Found]:
+    """What is said of sources that are not there, and of shares that cannot be counted."""
+    from rlhf_data.weigh.weight import KEYS
+
+    weigh = spec.weigh
+    named: dict[Path, Any] = {("weigh", key): getattr(weigh, key) for key in ("keep", "rows", "share")}
+    named["weigh", "weight", "source"] = weigh.weight.source
+    for path, by_source in named.items():
+        for unknown in (by_source or {}).keys() - spec.sources.keys():
+            yield (*path, unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+    unnamed = spec.sources.keys() - (weigh.share or spec.sources).keys()
+    if unnamed:
+        yield ("weigh", "share"), f"says nothing of {', '.join(sorted(unnamed))}; name every source, 0 leaves one out"
+    if weigh.of == "tokens" and spec.score is None and spec.train is None:
+        yield ("weigh", "of"), "tokens are counted by the tokenizer of score or train, and the spec has neither"
+    learnt = weigh.weight.table
+    if learnt is not None and learnt.key not in KEYS[spec.shape.to]:
+        known = ", ".join(KEYS[spec.shape.to])
+        yield (
+            ("weigh", "weight", "table", "key"),
+            f"the {spec.shape.to} table has no {learnt.key}; write one of {known}",
+        )
+    if learnt is not None and not FilePath(learnt.path).is_file():
+        yield (
+            ("weigh", "weight", "table", "path"),
+            f"no file {learnt.path} (a relative path starts at {FilePath.cwd()})",
+        )
+    if spec.expect.label_balance is not None and spec.shape.to == "paired":
+        yield ("expect", "label_balance"), "the paired table has no label; leave it out, or shape to: unpaired"
 
 
 def _starts_from(spec: Spec, part: str, name: str) -> bool:

@@ -52,8 +52,9 @@ def removed(**given):
 def test_steps_of_earlier_builds_go_and_the_last_build_stays_cached(thrice):
     before = steps()
     gone = removed()
-    assert {what for what, _ in gone} == {"step"}
-    assert {name for _, name in gone} == before - steps()
+    assert {what for what, _ in gone} == {"step", "piece"}
+    assert {name for what, name in gone if what == "step"} == before - steps()
+    assert len(list(Path(".rlhf/chunks").iterdir())) == 1  # one piece of the one raw file
     assert len(steps()) == len(before) // 3
     assert len(ids(thrice)) == 3  # no retain: every version stays
     assert run_command(["plan", "demo.yaml"]) == 0
