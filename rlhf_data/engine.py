@@ -71,7 +71,7 @@ def run_step(
     folder = workspace.step(planned.fingerprint)
     if planned.cached or is_done(folder):  # another process may have run it since the plan was made
         counts = read_counts(folder)
-        os.utime(folder)  # it was used: `gc` spares it for a while
+        os.utime(folder / "_SUCCESS")  # it was used: `gc` spares it for a while
         _keep_latest(folder)
         if on_step:
             on_step(planned, 0.0, counts)

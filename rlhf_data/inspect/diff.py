@@ -18,8 +18,7 @@ from rlhf_data.snapshot import SCORES, TEXTS, Snapshot, score_identity
 RANGE_ROWS = 200_000  # rows of one snapshot that are compared at a time
 SAME_LOGPS = 1e-3  # nats: floats of another device differ by less
 ID = {"paired": "pair_id", "unpaired": "completion_id"}
-PARTNERS = {"paired": ("chosen_id", "rejected_id"), "unpaired": ("mismatched_id",)}
-IDS = ("prompt_id", "pair_id", "chosen_id", "rejected_id", "completion_id", "mismatched_id")
+SIDES = ("chosen_id", "rejected_id")
 # Which change of a row that stayed is of which kind; a column that is not named here is "re-described".
 COLUMN_KINDS = {
     "mismatched_id": "re-paired",
@@ -41,6 +40,7 @@ KINDS = {
     "re-described": "another source, category or model",
     "re-traced": "the same judgments from other records, or from more of them",
 }
+BIT = {kind: 1 << k for k, kind in enumerate(KINDS)}
 
 
 def diff(before: Snapshot, after: Snapshot, *, out: Path | None = None, examples: int = 2) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def diff(before: Snapshot, after: Snapshot, *, out: Path | None = None, examples
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             with files.whole_file(out) as temporary:
-                changes.sink_parquet(temporary, compression="zstd", compression_level=3)
+                named(changes).sink_parquet(temporary, compression="zstd", compression_level=3)
         return {
             "table": table,
             "before": _named(before),
@@ -79,7 +79,7 @@ def diff(before: Snapshot, after: Snapshot, *, out: Path | None = None, examples
             "unchanged": unchanged,
             **_summary(changes),
             "why": reasons(before, after),
-            "examples": _examples(changes, before, after, table, examples),
+            "examples": _examples(parts, before, after, table, examples),
         }
 
 
@@ -140,16 +140,16 @@ def compare(old: pl.DataFrame, new: pl.DataFrame, table: str) -> tuple[pl.DataFr
         table: "paired" or "unpaired".
 
     Returns:
-        row_id, was_id (null unless re-paired), prompt_id, kinds, then each column `_before` and `_after` (null where
-        there is no such row); sorted by prompt and row.
+        row_id, was_id (null unless re-paired), prompt_id, kinds (a bit for each of KINDS, see `named`), then each
+        column `_before` and `_after` (null where there is no such row); sorted by prompt and row.
     """
     key = ID[table]
     values = [column for column in old.columns if column not in (key, "prompt_id")]
     both = old.rename({c: f"{c}_before" for c in values}).join(
         new.rename({c: f"{c}_after" for c in values}), on=[key, "prompt_id"], how="inner"
     )
-    moved = both.filter(pl.any_horizontal(_differs(column, both.schema) for column in values))
-    stayed = moved.with_columns(kinds=pl.concat_list(_kinds(values, both.schema)).list.drop_nulls())
+    marked = both.with_columns(kinds=_kinds(values, both.schema))
+    stayed = marked.filter(pl.col("kinds") != 0)
     removed, added = old.join(new, on=key, how="anti"), new.join(old, on=key, how="anti")
     frames = [stayed.with_columns(row_id=pl.col(key), was_id=pl.lit(None, dtype=pl.String))]
     if table == "paired":
@@ -162,14 +162,29 @@ def compare(old: pl.DataFrame, new: pl.DataFrame, table: str) -> tuple[pl.DataFr
     return changed, both.height - stayed.height
 
 
-def _kinds(values: list[str], schema: pl.Schema) -> list[pl.Expr]:
-    """For each kind of change its name where a row has it, else null."""
+def named(changes: pl.LazyFrame) -> pl.LazyFrame:
+    """Changed rows with the names of their kinds in place of the bits."""
+    bits = changes.select(pl.col("kinds").unique()).collect().to_series()
+    words = [[kind for kind in KINDS if each & BIT[kind]] for each in bits]
+    names = pl.DataFrame({"kinds": bits, "_named": pl.Series(words, dtype=pl.List(pl.String))})
+    return changes.join(names.lazy(), on="kinds", how="left", maintain_order="left").select(
+        pl.col("_named").alias(c) if c == "kinds" else c for c in changes.collect_schema().names()
+    )
+
+
+def _kinds(values: list[str], schema: pl.Schema) -> pl.Expr:
+    """The kinds of change of rows that are on both sides, a bit for each."""
     by_kind: dict[str, list[pl.Expr]] = {}
     for column in values:
         kind = COLUMN_KINDS.get(column, "re-described")
         by_kind.setdefault(kind, []).append(_differs(column, schema))
-    named = [pl.when(pl.any_horizontal(by_kind[k])).then(pl.lit(k)) for k in KINDS if k in by_kind]
-    return [each.otherwise(pl.lit(None, dtype=pl.String)) for each in named]
+    flags = ((kind, pl.any_horizontal(by_kind[kind])) for kind in KINDS if kind in by_kind)
+    bits = [pl.when(flag).then(_bit(kind)).otherwise(pl.lit(0, pl.UInt16)) for kind, flag in flags]
+    return pl.sum_horizontal(bits).cast(pl.UInt16)
+
+
+def _bit(kind: str) -> pl.Expr:
+    return pl.lit(BIT[kind], dtype=pl.UInt16)
 
 
 def _differs(column: str, schema: pl.Schema) -> pl.Expr:
@@ -198,8 +213,7 @@ def _repaired(
         **{f"{c}_after": pl.col(c) for c in values},
     )  # fmt: skip
     pairs = old.join(new, on=on, how="inner")
-    kinds = [pl.lit("re-paired"), *_kinds([c for c in values if c not in PARTNERS["paired"]], pairs.schema)]
-    found = pairs.with_columns(pl.concat_list(kinds).list.drop_nulls().list.unique(maintain_order=True).alias("kinds"))
+    found = pairs.with_columns(kinds=_bit("re-paired") | _kinds([c for c in values if c not in SIDES], pairs.schema))
     left = [
         rows.filter(~pl.col("pair_id").is_in(used.implode()))
         for rows, used in ((removed, found["was_id"]), (added, found["row_id"]))
@@ -213,7 +227,7 @@ def _one_sided(rows: pl.DataFrame, values: list[str], kind: str, key: str) -> pl
         "prompt_id",
         row_id=pl.col(key),
         was_id=pl.lit(None, dtype=pl.String),
-        kinds=pl.concat_list(pl.lit(kind)),
+        kinds=_bit(kind),
         **{f"{c}_{here}": pl.col(c) for c in values},
         **{f"{c}_{there}": pl.lit(None, dtype=rows.schema[c]) for c in values},
     )
@@ -221,31 +235,39 @@ def _one_sided(rows: pl.DataFrame, values: list[str], kind: str, key: str) -> pl
 
 def _summary(changes: pl.LazyFrame) -> dict[str, Any]:
     """Counts of the changed rows: by kind, by source and category, by raw file, by move, by column."""
-    kinds = changes.select(pl.col("kinds").explode(empty_as_null=False)).group_by("kinds").len()
     by = {name: pl.coalesce(f"{name}_after", f"{name}_before") for name in ("source", "category")}
-    groups = changes.select("kinds", **by).explode("kinds").group_by("kinds", *by).agg(rows=pl.len())
-    files_of = (
-        changes.filter(pl.col("kinds").list.first().is_in(["added", "removed", "re-paired"]))
-        .select(kind=pl.col("kinds").list.first(), ref=pl.coalesce("raw_ref_after", "raw_ref_before").list.first())
-        .select("kind", file=pl.col("ref").str.replace(r"#\d+$", ""))
-        .group_by("kind", "file")
+    groups = changes.select("kinds", **by).group_by("kinds", *by).agg(rows=pl.len())
+    here = BIT["added"] | BIT["removed"] | BIT["re-paired"]
+    in_files = (
+        changes.filter(pl.col("kinds") & here != 0)
+        .select(
+            kinds=pl.col("kinds") & here,
+            file=pl.coalesce("raw_ref_after", "raw_ref_before").list.first().str.replace(r"#\d+$", ""),
+        )
+        .group_by("kinds", "file")
         .agg(rows=pl.len())
     )
     moves = changes.select(before="split_before", after="split_after").drop_nulls()
     moves = moves.filter(pl.col("before") != pl.col("after")).group_by("before", "after").agg(rows=pl.len())
-    counted, grouped, in_files, moved = pl.collect_all([kinds, groups, files_of, moves])
-    order = {kind: k for k, kind in enumerate(KINDS)}
-    found = dict(counted.iter_rows())
+    grouped, filed, moved = pl.collect_all([groups, in_files, moves])
+    by_kind = {kind: grouped.filter(pl.col("kinds") & BIT[kind] != 0)["rows"].sum() for kind in KINDS}
     return {
-        "kinds": {kind: found[kind] for kind in KINDS if kind in found},
-        "groups": sorted(
-            grouped.rename({"kinds": "kind"}).to_dicts(),
-            key=lambda g: (order[g["kind"]], -g["rows"], g["source"], g["category"] or ""),
-        ),
-        "files": sorted(in_files.to_dicts(), key=lambda g: (order[g["kind"]], -g["rows"], g["file"] or "")),
+        "kinds": {kind: n for kind, n in by_kind.items() if n},
+        "groups": _by_kind(grouped, ["source", "category"]),
+        "files": _by_kind(filed, ["file"]),
         "splits": sorted(moved.to_dicts(), key=lambda g: (-g["rows"], g["before"], g["after"])),
         "columns": _columns(changes),
     }
+
+
+def _by_kind(counted: pl.DataFrame, by: list[str]) -> list[dict[str, Any]]:
+    """Rows counted by bits, as rows by kind: the kinds in their order, the largest groups of each first."""
+    found = []
+    for kind in KINDS:
+        of_kind = counted.filter(pl.col("kinds") & BIT[kind] != 0).group_by(by).agg(pl.col("rows").sum())
+        groups = [{"kind": kind, **group} for group in of_kind.to_dicts()]
+        found += sorted(groups, key=lambda g: (-g["rows"], *(g[name] or "" for name in by)))
+    return found
 
 
 def _columns(changes: pl.LazyFrame) -> list[dict[str, Any]]:
@@ -278,10 +300,15 @@ def _columns(changes: pl.LazyFrame) -> list[dict[str, Any]]:
 
 
 def _examples(
-    changes: pl.LazyFrame, before: Snapshot, after: Snapshot, table: str, n: int
+    parts: list[Path], before: Snapshot, after: Snapshot, table: str, n: int
 ) -> dict[str, list[dict[str, Any]]]:
     """The first rows of each kind, by prompt, with their texts: these lie together, so few row groups are read."""
-    picked = {kind: changes.filter(pl.col("kinds").list.contains(kind)).head(n).collect().to_dicts() for kind in KINDS}
+    picked: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for part in parts:
+        for kind, rows in picked.items():
+            if len(rows) < n:
+                of_kind = pl.scan_parquet(part).filter(pl.col("kinds") & BIT[kind] != 0)
+                rows += of_kind.head(n - len(rows)).collect().to_dicts()
     texts = _texts([row for rows in picked.values() for row in rows], before, after, table)
     return {kind: [_example(row, texts) for row in rows] for kind, rows in picked.items() if rows}
 

@@ -175,7 +175,8 @@ def _texts(paths: Iterable[Path]) -> str:
 def _age(path: Path) -> float:
     """Seconds since a folder was made, or last used: the engine marks the steps that it uses."""
     try:
-        return time.time() - path.stat().st_mtime
+        marks = [path, *path.glob("_SUCCESS")] if path.is_dir() else [path]
+        return time.time() - max(mark.stat().st_mtime for mark in marks)
     except FileNotFoundError:  # its process has just finished with it
         return 0.0
 

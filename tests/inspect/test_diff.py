@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf_data.cli import run_command
 from rlhf_data.inspect import diff as module
-from rlhf_data.inspect.diff import KINDS, compare
+from rlhf_data.inspect.diff import KINDS, compare, named
 from tests.project import SPEC, ratings
 
 COLUMNS = {
@@ -38,7 +38,8 @@ def frame(*rows):
 
 def changes(old, new):
     found, unchanged = compare(frame(*old), frame(*new), "paired")
-    return {row["row_id"]: (row["was_id"], *row["kinds"]) for row in found.iter_rows(named=True)}, unchanged
+    rows = named(found.lazy()).collect()
+    return {row["row_id"]: (row["was_id"], *row["kinds"]) for row in rows.iter_rows(named=True)}, unchanged
 
 
 def test_rows_that_are_the_same_are_counted_and_not_listed():
