@@ -50,6 +50,7 @@ def build(folder: Path, rows: int) -> None:
         category=pl.format("c{}", pl.col("n") % 7),
         fate=pl.col("n") % 100,
     )
+    raw = raw.sort(pl.col("fate") == 0, maintain_order=True)  # what goes is at the end: no other record is renumbered
     for weight, version in (
         (1.0, raw),
         (2.0, raw.filter(pl.col("fate") != 0).with_columns(rating=_other_ratings())),

@@ -194,7 +194,7 @@ def _reward(rated: dict[str, Any], judgments: list[dict[str, Any]], declared: di
         parts.append(f"standard deviation {rated['reward_std']:.3g}")
     if rated["label"] is not None:
         parts.append("desirable" if rated["label"] else "not desirable")
-    return f"{'; '.join(parts) or 'neither rating nor reward'} ({rated['votes']} judgments)"
+    return f"{'; '.join(parts) or 'neither rating nor reward'} ({_counted(rated['votes'], 'judgment')})"
 
 
 def _of_rating(reward: float, rating: float | None, scale: list[float] | None) -> str:
@@ -215,7 +215,7 @@ def _preference(compared: dict[str, Any], judgments: list[dict[str, Any]]) -> st
     )  # fmt: skip
     mean = votes and math.isclose(sum(votes) / len(votes), compared["preference"])
     of = f" = mean of {_numbers(votes)}" if mean and len(votes) > 1 else ""
-    return f"preferred with probability {compared['preference']:.6g}{of} ({compared['votes']} votes)"
+    return f"preferred with probability {compared['preference']:.6g}{of} ({_counted(compared['votes'], 'vote')})"
 
 
 def _placed(row: dict[str, Any], declared: dict[str, Any]) -> list[str]:
@@ -383,6 +383,10 @@ def _files(path: Any) -> list[Path]:
         return [file for paths in find_files(path).values() for file in paths]
     except ValueError:
         return []
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _numbers(values: list[float]) -> str:
