@@ -21,7 +21,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from rlhf_data import files, tables
 from rlhf_data.snapshot import intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import Source, Spec
+from rlhf_data.spec.sections import Clean, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
@@ -160,15 +160,17 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     made = [_read_step(name, source, workspace, limit) for name, source in spec.sources.items()]
     made.append(Step("collect", "rlhf_data.clean.collect:collect", {s.name: s.name for s in made}))
     for k, operation in enumerate(spec.clean, start=1):
-        parameters = {"where": operation.where, "step": f"clean:{k}"}
-        made.append(
-            Step(f"clean:{k}", "rlhf_data.clean.filter:filter_completions", {"text": made[-1].name}, parameters)
-        )
+        made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
     text = made[-1].name
     rating = {"by": spec.rate.by, "scale": spec.rate.scale, "aspects": spec.rate.aspects, "method": spec.rate.votes}
     shares = {"test": spec.split.test, "validation": spec.split.validation}
     made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
-    made.append(Step("split", "rlhf_data.shape.split:split", {"text": text}, shares))
+    sides = {"text": text}
+    if spec.split.by == "prompt_cluster":
+        near = {"threshold": spec.split.near}
+        made.append(Step("clusters", "rlhf_data.clean.steps:cluster_prompts", {"text": text}, near))
+        sides["clusters"] = "clusters"
+    made.append(Step("split", "rlhf_data.shape.split:split", sides, shares))
     made.append(_shape_step(spec, text))
     made.append(_weigh_step(spec, text, workspace, limit))
     if spec.score is not None:
@@ -241,6 +243,31 @@ def _data_set_files(hf: str | None) -> dict[str, list[Path]]:
     """The files of a data set that is a local folder; what a hub id names is its own affair."""
     folder = Path((hf or "").partition(":")[0].partition("@")[0])
     return {"hf": sorted(p for p in folder.rglob("*") if p.is_file())} if hf and folder.is_dir() else {}
+
+
+def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) -> Step:
+    steps, inputs = "rlhf_data.clean.steps", {"text": text}
+    of = {} if operation.of is None else {"of": operation.of}
+    if operation.op == "filter":
+        parameters = {"where": operation.where, "step": name}
+        return Step(name, "rlhf_data.clean.filter:filter_completions", inputs, parameters)
+    if operation.op == "dedup":
+        keys = {"keys": sorted(operation.keys or (), reverse=True), "threshold": operation.near}
+        return Step(name, f"{steps}:dedup", inputs, {**keys, "prefer": operation.prefer, "step": name})
+    if operation.op == "decontaminate":
+        paths = [path for named in find_files(operation.against).values() for path in named]
+        content = [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
+        said = {"ngram": operation.ngram, "step": name, **of}
+        parameters = {"files": [str(path) for path in paths], **said}
+        return Step(name, f"{steps}:decontaminate", inputs, parameters, identity={"files": {"raw": content}, **said})
+    if operation.op == "language":
+        parameters = {"keep": operation.keep, "min_confidence": operation.min_confidence, "step": name, **of}
+        return Step(name, f"{steps}:keep_languages", inputs, parameters)
+    parameters = {"kinds": operation.kinds, "step": name, **of}
+    if operation.do == "mask":
+        function = f"{steps}:mask_personal_data"
+        return Step(name, function, inputs, {**parameters, "version": code_version(function)}, identity=parameters)
+    return Step(name, f"{steps}:mark_personal_data", inputs, {**parameters, "refuse": operation.do == "quarantine"})
 
 
 def _shape_step(spec: Spec, text: str) -> Step:

@@ -32,10 +32,12 @@ def refusals(refused: list[Refusal], step: str, text: Path, rate: Path | None = 
         rate: the folder of what was rated, where the rows are pairs.
     """
     frames = [tables.empty("quarantine")]
-    for refusal in refused:
-        if refusal.rows.height:
-            known = refusal.rows if rate is None else texts.with_judgments(refusal.rows, rate)
-            rows = texts.identify(known, text).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    refused = [refusal for refusal in refused if refusal.rows.height]
+    if refused:
+        names, behind = texts.names(text), None if rate is None else texts.behind(rate)
+        for refusal in refused:
+            known = refusal.rows if behind is None else texts.with_judgments(refusal.rows, behind)
+            rows = texts.identify(known, names).with_columns(pl.col(pl.Categorical).cast(pl.String))
             frames.append(
                 rows.select(
                     "source",

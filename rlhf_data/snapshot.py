@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 from xxhash import xxh3_128
@@ -175,7 +175,8 @@ def publish(
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
     rows = rows.sort(KEYS[table])
-    content = content_hash(_identified(part, inputs, table) for part in rows.iter_slices(HASHED))
+    known = _Known(texts.names(inputs["text"]), texts.behind(inputs["rate"]))
+    content = content_hash(_identified(part, known, table) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
     said = {"about": about, "quarantine_hash": content_hash(quarantine.iter_slices(HASHED))}
@@ -200,7 +201,7 @@ def publish(
             "steps": steps or {},
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
-        same = _write(versions, manifest, rows, inputs, quarantine, spec_lock, check)
+        same = _write(versions, manifest, rows, inputs["text"], known, quarantine, spec_lock, check)
     set_latest(same)
     (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
     return []
@@ -264,29 +265,30 @@ def _records(counts: list[Count], source: str) -> int:
     return sum(count.rows_in for count in counts if count.step == f"read:{source}" and count.unit == "records")
 
 
-def _identified(rows: pl.DataFrame, inputs: dict[str, Path], table: str) -> pl.DataFrame:
+class _Known(NamedTuple):
+    names: texts.Names
+    behind: texts.Behind
+
+
+def _identified(rows: pl.DataFrame, known: _Known, table: str) -> pl.DataFrame:
     """Rows as they are published, but for their texts: ids and lineage in place of row numbers."""
     if table == "paired":
-        rows = texts.with_judgments(rows, inputs["rate"])
+        rows = texts.with_judgments(rows, known.behind)
     else:
-        models = texts.read(inputs["text"], "completions", ["completion_row", "model"])
-        rows = rows.with_columns(texts.looked_up(rows["completion_row"], models, "model"))
-    named = texts.identify(rows, inputs["text"]).with_columns(pl.col(pl.Categorical).cast(pl.String))
+        rows = rows.with_columns(texts.looked_up(rows["completion_row"], known.names.completions, "model"))
+    named = texts.identify(rows, known.names).with_columns(pl.col(pl.Categorical).cast(pl.String))
     if table == "paired":
         named = named.with_columns(ids.pair_ids(named["chosen_id"], named["rejected_id"], "pair_id"))
     return named.select([column for column in tables.columns(table) if column in named.columns])
 
 
-def _with_texts(rows: pl.DataFrame, inputs: dict[str, Path], table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
+def _with_texts(rows: pl.DataFrame, known: _Known, table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """Rows as they are published; `held` has the texts by row number."""
-    sides = {"prompt_row": "prompt", **{f"{name}_row": name for name in TEXTS[1:]}}
-    found = [
-        texts.looked_up(rows[key], held["prompt" if name == "prompt" else "completion"], column).alias(name)
-        for key, name in sides.items()
-        if key in rows.columns
-        for column in ["prompt" if name == "prompt" else "completion"]
-    ]
-    return _identified(rows, inputs, table).with_columns(found).select(list(tables.columns(table)))
+    found = [texts.looked_up(rows["prompt_row"], held["prompt"], "prompt")]
+    for name in ("chosen", "rejected", "completion"):
+        if f"{name}_row" in rows.columns:
+            found.append(texts.looked_up(rows[f"{name}_row"], held["completion"], "completion").alias(name))
+    return _identified(rows, known, table).with_columns(found).select(list(tables.columns(table)))
 
 
 def _splits(rows: pl.DataFrame) -> list[str]:
@@ -338,7 +340,8 @@ def _write(
     versions: Path,
     manifest: dict[str, Any],
     rows: pl.DataFrame,
-    inputs: dict[str, Path],
+    text: Path,
+    known: _Known,
     quarantine: pl.DataFrame,
     spec_lock: str,
     check: Callable[[pl.DataFrame], None],
@@ -353,7 +356,7 @@ def _write(
         (folder / "data").mkdir()
         (folder / "quarantine").mkdir()
         for split in manifest["rows"]:
-            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, inputs, table)
+            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
         manifest["files"] = list(_files(folder, table))
         published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
@@ -369,7 +372,7 @@ def _write(
     return final
 
 
-def _write_split(folder: Path, rows: pl.DataFrame, split: str, inputs: dict[str, Path], table: str) -> None:
+def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known: _Known, table: str) -> None:
     """The files of one split; texts are fetched for a few files at a time, so memory does not grow with the table."""
     count = max(1, -(-rows.height // ROWS_PER_FILE))
     size = -(-rows.height // count)
@@ -377,11 +380,11 @@ def _write_split(folder: Path, rows: pl.DataFrame, split: str, inputs: dict[str,
         few = rows.slice(first * size, FILES_AT_ONCE * size)
         answers = pl.concat(few[key] for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns)
         held = {
-            "prompt": texts.prompt_texts(inputs["text"], few["prompt_row"]),
-            "completion": texts.completion_texts(inputs["text"], answers),
+            "prompt": texts.prompt_texts(text, few["prompt_row"]),
+            "completion": texts.completion_texts(text, answers),
         }
         for k, part in enumerate(few.iter_slices(size), start=first):
-            whole = _with_texts(part, inputs, table, held)
+            whole = _with_texts(part, known, table, held)
             tables.write(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table, published=True)
 
 

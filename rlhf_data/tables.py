@@ -30,7 +30,7 @@ ROW_GROUP = 50_000
 VALIDATED = 250_000  # rows that are validated at once: memory does not grow with the table
 NAMES = (
     "prompts", "completions", "observed", "refused", "prompt_index", "completion_index", "judgments", "rated",
-    "compared", "splits", "unpaired", "paired", "quarantine",
+    "compared", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",
 )  # fmt: skip
 
 # The narrow tables between `shape` and `publish`: the published ones with row numbers in place of ids and texts.

@@ -17,7 +17,12 @@ from rlhf_data import files, tables
 PARTS = ("prompts", "completions", "observed", "refused")
 INDEXES = {"prompts": "prompt_index", "completions": "completion_index", "judgments": "judgments"}
 SEPARATOR = "#"  # between the file and the record of a raw_ref
-BATCH = 50_000  # rows whose texts are in memory at once
+# The two answers of a pair, whichever was chosen.
+UNORDERED = {
+    "_first": pl.min_horizontal("chosen_row", "rejected_row"),
+    "_second": pl.max_horizontal("chosen_row", "rejected_row"),
+}
+_REF = pl.format("{}" + SEPARATOR + "{}", pl.col("file").cast(pl.String), "record")
 
 
 class Chunk(NamedTuple):
@@ -157,76 +162,101 @@ def _gathered(folder: Path, table: str, key: str, text: str, wanted: pl.Series) 
     return pl.concat(parts).sort(key)
 
 
-def identify(rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
+class Names(NamedTuple):
+    """What the rows of a text folder are called when they are published.
+
+    Attributes:
+        prompts: prompt_row, prompt_id.
+        completions: completion_row, completion_id, model.
+        judgments: judgment_row, file, record.
+    """
+
+    prompts: pl.DataFrame
+    completions: pl.DataFrame
+    judgments: pl.DataFrame
+
+
+def names(folder: Path) -> Names:
+    """The names of a text folder."""
+    return Names(
+        read(folder, "prompts", ["prompt_row", "prompt_id"]),
+        read(folder, "completions", ["completion_row", "completion_id", "model"]),
+        read(folder, "judgments", ["judgment_row", "file", "record"]),
+    )
+
+
+def identify(rows: pl.DataFrame, named: Names) -> pl.DataFrame:
     """`rows` with ids in place of row numbers, and `raw_ref` in place of `judgment_rows`.
 
     Args:
         rows: any of prompt_row, completion_row, other_row, chosen_row, rejected_row, mismatched_row, judgment_rows,
             judgment_row (or file and record, of judgments themselves).
-        folder: the text folder that they are of.
+        named: the names of the text folder that they are of.
     """
-    prompts = read(folder, "prompts", ["prompt_row", "prompt_id"])
-    completions = read(folder, "completions", ["completion_row", "completion_id"])
     for column in rows.columns:
         if column == "prompt_row":
-            rows = rows.with_columns(looked_up(rows[column], prompts, "prompt_id").alias("prompt_id")).drop(column)
+            rows = rows.with_columns(looked_up(rows[column], named.prompts, "prompt_id")).drop(column)
         elif column.endswith("_row") and column != "judgment_row":
-            named = column.removesuffix("_row") + "_id"
-            rows = rows.with_columns(looked_up(rows[column], completions, "completion_id").alias(named)).drop(column)
+            found = looked_up(rows[column], named.completions, "completion_id")
+            rows = rows.with_columns(found.alias(column.removesuffix("_row") + "_id")).drop(column)
     if "judgment_rows" in rows.columns:
-        judgments = read(folder, "judgments", ["judgment_row", "file", "record"])
-        rows = rows.with_columns(_refs(rows["judgment_rows"], judgments).alias("raw_ref")).drop("judgment_rows")
+        rows = rows.with_columns(_refs(rows["judgment_rows"], named.judgments).alias("raw_ref")).drop("judgment_rows")
     if {"file", "record"} <= set(rows.columns):
-        ref = pl.format("{}" + SEPARATOR + "{}", pl.col("file").cast(pl.String), "record")
-        rows = rows.with_columns(raw_ref=pl.concat_list(ref)).drop("file", "record")
+        rows = rows.with_columns(raw_ref=pl.concat_list(_REF)).drop("file", "record")
     return rows.drop("judgment_row", strict=False)
 
 
-def with_judgments(pairs: pl.DataFrame, rate: Path) -> pl.DataFrame:
+class Behind(NamedTuple):
+    """The judgments behind what was rated and compared.
+
+    Attributes:
+        rated: completion_row, source, judgment_rows.
+        compared: chosen_row, rejected_row, source, judgment_rows.
+    """
+
+    rated: pl.DataFrame
+    compared: pl.DataFrame
+
+
+def behind(rate: Path) -> Behind:
+    """The judgments behind what the step `rate` gave."""
+    rated = tables.read(rate / "rated.parquet", "rated", ["completion_row", "source", "judgment_rows"])
+    columns = ["chosen_row", "rejected_row", "source", "judgment_rows"]
+    return Behind(rated, tables.read(rate / "compared.parquet", "compared", columns))
+
+
+def with_judgments(pairs: pl.DataFrame, known: Behind) -> pl.DataFrame:
     """Paired rows with `judgment_rows`: those of the comparison that a pair is, or of both its rated answers.
 
     Args:
         pairs: chosen_row, rejected_row, source, margin (null for a comparison).
-        rate: the folder of rated and compared.
+        known: what they were made from.
     """
-    place = pl.int_range(pl.len()).alias("_place")
-    made = pairs.select("chosen_row", "rejected_row", "source", "margin", place)
-    given = made.filter(pl.col("margin").is_null())
-    lists = [pl.DataFrame(schema={"_place": pl.Int64, "judgment_rows": tables.UINT32S})]
-    if given.height:
-        compared = tables.read(rate / "compared.parquet", "compared")
-        sides = [
-            pl.min_horizontal("chosen_row", "rejected_row").alias("_a"),
-            pl.max_horizontal("chosen_row", "rejected_row").alias("_b"),
-        ]
-        behind = compared.select(*sides, "source", "judgment_rows")
-        lists.append(
-            given.select(*sides, "source", "_place")
-            .join(behind, on=["_a", "_b", "source"], how="left")
-            .select("_place", "judgment_rows")
-        )
-    made = made.filter(pl.col("margin").is_not_null())
-    if made.height:
-        rated = tables.read(rate / "rated.parquet", "rated", ["completion_row", "source", "judgment_rows"])
-        one = rated["completion_row"].is_unique().all()
-        sides = []
-        for side in ("chosen_row", "rejected_row"):
-            asked = made.select(completion_row=side, source="source")
-            found = (
-                looked_up(asked["completion_row"], rated, "judgment_rows")
-                if one
-                else asked.join(rated, on=["completion_row", "source"], how="left", maintain_order="left")[
-                    "judgment_rows"
-                ]
-            )
-            sides.append(found.alias(side))
-        lists.append(
-            pl.DataFrame([made["_place"], *sides]).select(
-                "_place", judgment_rows=pl.concat_list("chosen_row", "rejected_row")
-            )
-        )
-    found = pl.concat(lists).sort("_place")
-    return pairs.with_columns(found["judgment_rows"])
+    asked = pairs.select("chosen_row", "rejected_row", "source", "margin").with_row_index("_place")
+    made = asked.filter(pl.col("margin").is_not_null())
+    sides = [
+        _rated_behind(made.select("source", completion_row=side), known.rated).alias(side)
+        for side in ("chosen_row", "rejected_row")
+    ]
+    found = [
+        made.select("_place")
+        .with_columns(sides)
+        .select("_place", judgment_rows=pl.concat_list("chosen_row", "rejected_row"))
+    ]
+    if made.height < asked.height:
+        given = asked.filter(pl.col("margin").is_null()).select("_place", "source", **UNORDERED)
+        compared = known.compared.select("source", "judgment_rows", **UNORDERED)
+        both = given.join(compared, on=["source", *UNORDERED], how="left")
+        found.append(both.select("_place", "judgment_rows"))
+    return pairs.with_columns(pl.concat(found).sort("_place")["judgment_rows"])
+
+
+def _rated_behind(asked: pl.DataFrame, rated: pl.DataFrame) -> pl.Series:
+    """The judgments of rated answers, by row number and source."""
+    row = rated["completion_row"]
+    if len(row) == 0 or (row.is_sorted() and row.n_unique() == len(row)):  # of one source, as usual
+        return looked_up(asked["completion_row"], rated, "judgment_rows")
+    return asked.join(rated, on=["completion_row", "source"], how="left", maintain_order="left")["judgment_rows"]
 
 
 def looked_up(numbers: pl.Series, table: pl.DataFrame, column: str) -> pl.Series:
@@ -246,11 +276,10 @@ def looked_up(numbers: pl.Series, table: pl.DataFrame, column: str) -> pl.Series
 
 def _refs(lists: pl.Series, judgments: pl.DataFrame) -> pl.Series:
     """file#record of each list of judgments, each once, sorted as text."""
-    ref = pl.format("{}" + SEPARATOR + "{}", pl.col("file").cast(pl.String), "record")
-    refs = judgments.select("judgment_row", ref=ref)
     flat = pl.DataFrame({"_row": pl.int_range(len(lists), eager=True), "judgment_row": lists}).explode("judgment_row")
-    flat = flat.select("_row", looked_up(flat["judgment_row"], refs, "ref"))
-    if flat.height == len(lists):  # one judgment behind each row, as usual
+    rows = flat["judgment_row"]
+    flat = flat.select("_row", *(looked_up(rows, judgments, column) for column in ("file", "record")))
+    flat = flat.select("_row", ref=_REF)
+    if flat.height == len(lists):  # one judgment behind each row
         return flat.select(pl.concat_list("ref").alias("raw_ref")).to_series()
-    lists_of = flat.unique().sort("_row", "ref").group_by("_row", maintain_order=True).agg("ref")
-    return lists_of["ref"]
+    return flat.unique().sort("_row", "ref").group_by("_row", maintain_order=True).agg("ref")["ref"]

@@ -359,7 +359,7 @@ def _record(
             same = [path for path in there if lineage.raw_digest(path, workspace) == file["digest"]]
             if not same:
                 continue
-            reading = {key: (declared.get("options") or {}).get(key) for key in ("quote", "separator")}
+            reading = {key: (declared.get("options") or {}).get(key) for key in ("quote", "separator", "sheet")}
             record = record_at(same[0], int(number), format=declared.get("format"), **reading)
             return {**found, "path": str(same[0]), "state": "as it was read", "record": record}
     known = next((s for s in dict.fromkeys([*likely, *sources])), None)

@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
     Attributes:
         frame: record (UInt32), then a column for each path, named by it.
-        rejects: record, code, detail: `json.invalid`, `column.type`, `text.surrogate`.
+        rejects: record, code, detail: `json.invalid`, `json.duplicate_key`, `column.type`, `text.surrogate`.
     """
 
     frame: pl.DataFrame
@@ -61,7 +61,7 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
     missing = absent(wanted, raw.columns())
     if missing and raw.height > len(raw.broken):
         raise ValueError(f"{raw.name}: " + "; ".join(missing))
-    rejects = [(record, "json.invalid", broken.what) for record, broken in raw.broken.items()]
+    rejects = [(record, broken.code, broken.what) for record, broken in raw.broken.items()]
     columns = []
     for path, kind in wanted.items():
         if isinstance(raw.rows, pl.DataFrame):

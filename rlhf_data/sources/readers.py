@@ -1,7 +1,7 @@
-"""Raw files as they are: JSON lines, JSON arrays, CSV, TSV and Parquet, each also gzipped, and `datasets`.
+"""Raw files as they are: JSON lines, JSON arrays, CSV, TSV, Parquet and Excel, each also gzipped, and `datasets`.
 
-Nothing here infers a type. JSON keeps the types of its values, so that a boolean among texts is seen and not turned
-into "true"; every cell of a CSV is text. What columns are made of it is decided in `cells`.
+Nothing here infers a type. JSON and Excel keep the types of their values, so that a boolean among texts is seen and not
+turned into "true"; every cell of a CSV is text. What columns are made of it is decided in `cells`.
 """
 
 import csv
@@ -11,6 +11,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -18,21 +19,27 @@ from typing import IO, Any, NamedTuple, cast
 import polars as pl
 from xxhash import xxh3_128_hexdigest
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "xlsx")
+SUFFIXES = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl"}
 PEEKED = 1000  # records that `peek` looks at: a column that only starts later is not seen by it
 PIECE_BYTES = 32 << 20  # of JSON lines
 PIECE_ROWS = 100_000  # of Parquet
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
+_EXACT = 1 << 53  # up to here every whole number is a float
 _NOT_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class Broken(NamedTuple):
-    """A record that is no JSON object: what is wrong with it, and its text."""
+    """A record that is no JSON object, or an ambiguous one: what is wrong with it, its text, and the code."""
 
     what: str
     text: str
+    code: str = "json.invalid"
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object names a key twice: which of its values is meant, nobody can say."""
 
 
 class Raw:
@@ -142,6 +149,7 @@ def read(
     limit: int | None = None,
     quote: str | None = None,
     separator: str | None = None,
+    sheet: str | None = None,
 ) -> Raw:
     """Read one raw file.
 
@@ -152,6 +160,7 @@ def read(
         limit: read no more than the first records.
         quote: CSV and TSV: the quoting character, "" for none; a double quote in CSV and none in TSV if not given.
         separator: CSV and TSV: what separates the fields.
+        sheet: Excel: the name of the sheet; must be given where there are several.
 
     Raises:
         ValueError: the file cannot be read to its end; the message says where it stops making sense.
@@ -159,6 +168,9 @@ def read(
     path, kind = Path(path), format_of(path, format)
     name = name or path.name
     try:
+        _refuse_utf16(path, kind)
+        if kind == "xlsx":
+            return Raw(name, _sheet(path, None if sheet is None else str(sheet), limit), {})  # YAML may say 2024
         if kind == "jsonl":
             return Raw(name, *_objects(itertools.islice(_lines(path), limit)))
         if kind == "json":
@@ -190,6 +202,7 @@ def pieces(path: str | Path, *, name: str, format: str | None = None, digest: st
     """
     path, kind = Path(path), format_of(path, format)
     if kind == "jsonl":
+        _refuse_utf16(path, kind)
         for line, block in _blocks(path):
             mark = f"{xxh3_128_hexdigest(block)}@{line}"
             yield Piece(name, mark, partial(Raw, name, lines=block, line=line))
@@ -278,7 +291,14 @@ def _without_dates(schema: Any) -> Any:
     return pa.schema([pa.field(field.name, plain(field.type)) for field in schema])
 
 
-def peek(path: str | Path, *, format: str | None = None, quote: str | None = None, separator: str | None = None) -> Raw:
+def peek(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    quote: str | None = None,
+    separator: str | None = None,
+    sheet: str | None = None,
+) -> Raw:
     """The first records of a file, cheaply: a JSON array is read as far as they go.
 
     Raises:
@@ -286,8 +306,9 @@ def peek(path: str | Path, *, format: str | None = None, quote: str | None = Non
     """
     path = Path(path)
     if format_of(path, format) != "json":
-        return read(path, format=format, limit=PEEKED, quote=quote, separator=separator)
+        return read(path, format=format, limit=PEEKED, quote=quote, separator=separator, sheet=sheet)
     try:
+        _refuse_utf16(path, "json")
         return Raw(path.name, *_objects(enumerate(itertools.islice(_first_of_array(path), PEEKED))))
     except _NOT_GZIP as error:
         raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
@@ -354,14 +375,41 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
 
 
+def strict_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        RepeatedKeyError: an object in it, however deep, names a key twice.
+        ValueError: not JSON.
+        RecursionError: nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_unambiguous)
+
+
+def json_code(error: Exception) -> str:
+    """The code by which a record that `strict_json` did not take is refused."""
+    return "json.duplicate_key" if isinstance(error, RepeatedKeyError) else "json.invalid"
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if any(key == earlier for earlier, _ in pairs[:i]))
+        raise RepeatedKeyError(f"the key {json_text(key)} stands twice in one object")
+    return found
+
+
+_STRICT, _PLAIN = json.JSONDecoder(object_pairs_hook=_unambiguous), json.JSONDecoder()
+
+
 def _values(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, first):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, strict_json(line)
             except (ValueError, RecursionError) as error:
                 text = line.decode(errors="backslashreplace").rstrip("\r\n")
-                yield number, Broken(f"line {number}: {error}", text)
+                yield number, Broken(f"line {number}: {error}", text, json_code(error))
 
 
 def _objects(values: Any) -> tuple[list[dict[str, Any] | None], dict[int, Broken]]:
@@ -383,7 +431,11 @@ def _array(path: Path) -> list[Any]:
     with _open(path) as file:
         content = file.read()
     try:
-        value = json.loads(content)
+        try:
+            value = strict_json(content)
+        except RepeatedKeyError:  # of which record?
+            json.loads(content)
+            return list(_first_of_array(path))
     except json.JSONDecodeError as error:
         hint = "; is it JSON lines? then say `format: jsonl`" if error.msg == "Extra data" else ""
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from None
@@ -396,7 +448,6 @@ def _array(path: Path) -> list[Any]:
 
 def _first_of_array(path: Path) -> Iterator[Any]:
     """The entries of a JSON array one by one, reading no further than they are asked for."""
-    decoder, text = json.JSONDecoder(), ""
     with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as chars:
         text = chars.read(_CHUNK).lstrip()
         if not text.startswith("["):
@@ -407,7 +458,7 @@ def _first_of_array(path: Path) -> Iterator[Any]:
             if text.startswith("]"):
                 return
             try:
-                value, at = decoder.raw_decode(text)
+                value, at = _entry(text)
             except json.JSONDecodeError as error:
                 more = chars.read(max(_CHUNK, len(text)))
                 if not more:
@@ -415,6 +466,76 @@ def _first_of_array(path: Path) -> Iterator[Any]:
                 text += more
                 continue
             yield value
+
+
+def _entry(text: str) -> tuple[Any, int]:
+    """The entry at the start of the text, and where it ends; one with a repeated key is broken by itself."""
+    try:
+        return _STRICT.raw_decode(text)
+    except RepeatedKeyError as error:
+        _, end = _PLAIN.raw_decode(text)
+        return Broken(str(error), text[:end], json_code(error)), end
+
+
+def _refuse_utf16(path: Path, kind: str) -> None:
+    """Stop at a text of two bytes a character: a line of it ends in the middle of a character.
+
+    Raises:
+        ValueError: the file begins with a mark of UTF-16 or UTF-32, or every other of its first bytes is zero.
+    """
+    if kind in ("parquet", "xlsx"):
+        return
+    with _open(path) as file:
+        start = file.read(4)
+    zeros = [byte == 0 for byte in start]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or zeros in ([True, False] * 2, [False, True] * 2):
+        hint = f"convert it, as in `iconv -f UTF-16 -t UTF-8 {path.name}`"
+        raise ValueError(f"{path}: is UTF-16 (or UTF-32), but raw texts must be UTF-8; {hint}")
+
+
+def _sheet(path: Path, sheet: str | None, limit: int | None) -> list[dict[str, Any] | None]:
+    """The rows of a sheet as objects; the first row names the columns, blank rows are left out.
+
+    A cell keeps the type that the sheet gives it: texts, numbers (whole ones as int: a sheet knows no other), booleans;
+    dates, times and durations become texts (ISO 8601). An empty cell is null, and so is one that holds an error (#N/A).
+    """
+    from python_calamine import CalamineError, CalamineWorkbook
+
+    with _open(path) as file:
+        content = io.BytesIO(file.read())
+    try:
+        book = CalamineWorkbook.from_filelike(content)
+        names = book.sheet_names
+        if sheet is None and len(names) != 1:
+            raise ValueError(
+                f"{path}: has the sheets {', '.join(names)}; say which one with `options: {{sheet: NAME}}`"
+            )
+        if sheet is not None and sheet not in names:
+            raise ValueError(f"{path}: has no sheet {sheet!r}; it has {', '.join(names)}")
+        # The used area may begin below blank rows; the header is the first row that is not blank.
+        rows = (row for row in book.get_sheet_by_name(sheet or names[0]).to_python() if any(c != "" for c in row))
+        header = [_cell(name) for name in next(rows, [])]
+        named = [name for name in header if name is not None]
+        if not named or len(set(map(str, named))) < len(named):
+            raise ValueError(f"{path}: the first row must name each column once; it is {json_text(header)}")
+        found: list[dict[str, Any] | None] = []
+        for row in itertools.islice(rows, limit):
+            cells = [_cell(value) for value in row]
+            stray = [value for name, value in zip(header, cells, strict=True) if name is None and value is not None]
+            if stray:
+                raise ValueError(f"{path}: row {len(found) + 2} has {stray[0]!r} in a column without a name")
+            found.append({str(name): value for name, value in zip(header, cells, strict=True) if name is not None})
+        return found
+    except CalamineError as error:
+        raise ValueError(f"{path}: not an Excel file: {error}") from None
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    if value is None or isinstance(value, str | int | float):
+        return None if value == "" else value
+    return str(value) if isinstance(value, timedelta) else value.isoformat()
 
 
 def _parquet(path: Path, limit: int | None) -> pl.DataFrame:

@@ -11,16 +11,23 @@ from rlhf_data.sources import readers
 
 
 def record_at(
-    path: Path, record: int, *, format: str | None = None, quote: str | None = None, separator: str | None = None
+    path: Path,
+    record: int,
+    *,
+    format: str | None = None,
+    quote: str | None = None,
+    separator: str | None = None,
+    sheet: str | None = None,
 ) -> Any:
     """The record that lineage calls FILE#record.
 
     Args:
         path: the raw file.
         record: its number, from 0; lines of JSON lines that are blank have none.
-        format: see `readers.read`; as the other two.
+        format: see `readers.read`; as the other three.
         quote: for CSV and TSV.
         separator: for CSV and TSV.
+        sheet: for Excel.
 
     Returns:
         the record as a mapping; the text itself where it is not JSON.
@@ -34,7 +41,7 @@ def record_at(
     if kind == "parquet" and path.suffix != ".gz":
         rows = pl.scan_parquet(path, glob=False).slice(record, 1).collect().to_dicts()
         return _only(rows, path, record)
-    raw = readers.read(path, format=format, limit=record + 1, quote=quote, separator=separator)
+    raw = readers.read(path, format=format, limit=record + 1, quote=quote, separator=separator, sheet=sheet)
     if record >= raw.height:
         _only([], path, record)
     return json.loads(raw.as_json(record))

@@ -13,7 +13,7 @@ from rlhf_data import rules, tables
 from rlhf_data.clean import filter as clean_filter
 from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
 from rlhf_data.spec.read import Lines, line_of, runs_wanted
-from rlhf_data.spec.sections import Source, Spec
+from rlhf_data.spec.sections import Clean, Source, Spec
 
 Found = tuple[Path, str]
 
@@ -46,7 +46,7 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
     for name, source in spec.sources.items():
         yield from _source(("sources", name), source)
     for k, operation in enumerate(spec.clean):
-        yield from _expression(("clean", k, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
+        yield from _clean(("clean", k), operation)
     if spec.weigh.weight.row is not None:
         types = tables.columns(f"{spec.shape.to}_rows")
         rows = {name: pl.String() if dtype == pl.Categorical else dtype for name, dtype in types.items()}
@@ -87,6 +87,38 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
             ("evaluate",),
             f"no rows are held out for {spec.evaluate.split}; add split: {{{spec.evaluate.split}: 0.1}}",
         )
+
+
+def _clean(path: Path, operation: Clean) -> Iterator[Found]:
+    """Problems of a cleaning operation: its condition, its files, its words."""
+    if operation.where is not None:
+        yield from _expression((*path, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
+    if operation.against is not None:
+        from rlhf_data.clean.contaminated import SUFFIXES
+        from rlhf_data.sources.places import find_files
+
+        try:
+            found = find_files(operation.against)
+        except ValueError as error:
+            yield (*path, "against"), str(error)
+            return
+        for file in (file for named in found.values() for file in named if file.suffix.lower() not in SUFFIXES):
+            yield (*path, "against"), f"cannot look for texts in {file}; use {', '.join(SUFFIXES)}"
+    if operation.kinds is not None:
+        from rlhf_data.clean.pii import KINDS
+
+        for kind in (kind for kind in operation.kinds if kind not in KINDS):
+            yield (*path, "kinds"), f"no kind {kind!r} of personal data; {did_you_mean(kind, KINDS)}"
+    if operation.keep is not None:
+        from rlhf_data.clean import language
+
+        try:
+            known = language.codes()
+        except ModuleNotFoundError as error:
+            yield path, str(error)
+            return
+        for code in (code for code in operation.keep if code not in known):
+            yield (*path, "keep"), f"no language {code!r}; use codes of ISO 639, such as en, zh, de"
 
 
 def _polarity(spec: Spec) -> Iterator[Found]:
@@ -149,7 +181,7 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     if known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
-    for key in sources.READER_OPTIONS:
+    for key in ("quote", "separator"):
         value = source.options.get(key, ",")
         if not isinstance(value, str) or len(value) > 1 or (key == "separator" and not value):
             yield (*path, "options", key), f"must be one character{', or empty for none' * (key == 'quote')}"

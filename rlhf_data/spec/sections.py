@@ -103,21 +103,48 @@ class Source(Section):
         return self
 
 
-LATER_OPS = ("dedup", "decontaminate", "language", "pii")
+# What each operation must say, and what it may.
+OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "filter": (("where",), ()),
+    "dedup": (("keys",), ("near", "prefer")),
+    "decontaminate": (("against",), ("ngram", "of")),
+    "language": (("keep",), ("min_confidence", "of")),
+    "pii": (("do",), ("kinds", "of")),
+}
+DEDUP_KEYS = (["prompt"], ["completion"], ["completion", "prompt"], ["pair"])
+Near = Annotated[float, Field(gt=0.0, le=1.0, description="estimated Jaccard similarity of sets of 5 characters")]
+Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class Clean(Section):
     """One cleaning operation."""
 
-    op: Annotated[str, AfterValidator(one_of("filter", later=LATER_OPS))]
-    where: str = Field(description="a condition in polars' SQL; completions for which it is not true are left out")
+    op: Annotated[str, AfterValidator(one_of(*OPS))]
+    where: str | None = Field(
+        None, description="a condition in polars' SQL; completions for which it is not true are left out"
+    )
+    keys: Texts | None = Field(None, description="what must be the same: prompt, completion, both, or pair")
+    near: Near | None = None
+    prefer: Annotated[str, AfterValidator(one_of("highest_rating"))] | None = None
+    against: PathLike = None
+    ngram: Count = 13
+    keep: Texts | None = Field(None, description="codes of languages, such as en")
+    min_confidence: Share = 0.0
+    do: Annotated[str, AfterValidator(one_of("mark", "mask", "quarantine"))] | None = None
+    kinds: Texts | None = None
+    of: Annotated[str, AfterValidator(one_of("prompt", "completion", "both"))] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("op") in LATER_OPS:
-            raise _refuse(f"op {value['op']!r} is not supported yet; leave it out")
-        return value
+    @model_validator(mode="after")
+    def _keys_of_the_operation(self) -> "Clean":
+        must, may = OPS[self.op]
+        for key in sorted(self.model_fields_set - {"op", *must, *may}):
+            raise _refuse(f"op {self.op} has no key {key!r}; it has {', '.join((*must, *may))}")
+        for key in must:
+            if getattr(self, key) is None:
+                raise _refuse(f"op {self.op} needs {key}")
+        if self.keys is not None and sorted(self.keys) not in DEDUP_KEYS:
+            raise _refuse("keys must be [prompt], [completion], [prompt, completion] or [pair]")
+        return self
 
 
 class Rate(Section):
@@ -154,14 +181,17 @@ class Rate(Section):
 
 
 class Split(Section):
-    """Held-out shares, by conversation root."""
+    """Held-out shares, by conversation root or by cluster of near-duplicate roots."""
 
     test: Share = 0.0
     validation: Share = 0.0
-    by: Annotated[str, AfterValidator(one_of("root", later=("prompt_cluster",)))] = "root"
+    by: Annotated[str, AfterValidator(one_of("root", "prompt_cluster"))] = "root"
+    near: Near = 0.8
 
     @model_validator(mode="after")
     def _leave_something(self) -> "Split":
+        if "near" in self.model_fields_set and self.by != "prompt_cluster":
+            raise _refuse("near says which prompts are a cluster; say by: prompt_cluster, or leave near out")
         if self.test + self.validation >= 1.0:
             raise _refuse(
                 f"test and validation take {self.test + self.validation:g} of the rows; nothing is left to train on"

@@ -82,7 +82,7 @@ def weigh(
         factor = factor * pl.sql_expr(row).cast(pl.Float64)
     try:
         told = mixed.with_columns(pl.col(pl.Categorical).cast(pl.String))  # text is text to who writes an expression
-        weighed = mixed.with_columns(told.with_columns(weight=factor)["weight"])  # a constant too is of every row
+        weighed = mixed.with_columns(told.with_columns(weight=factor)["weight"])
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"weigh.weight.row: {row}: {str(error).splitlines()[0]}") from None
     refused: list[Refusal] = []
@@ -153,7 +153,7 @@ def _learnt(
     elif key in ("pair_id", "completion_id"):
         asked = _key(rows, table, text)
     else:
-        asked = texts.identify(rows.select(f"{key.removesuffix('_id')}_row"), text)[key]
+        asked = texts.identify(rows.select(f"{key.removesuffix('_id')}_row"), texts.names(text))[key]
     weights = given.select(pl.col(key).cast(pl.String), pl.col(column).cast(pl.Float64).alias("_weight"))
     found = asked.alias(key).to_frame().join(weights, on=key, how="left", maintain_order="left")["_weight"]
     return found if missing is None else found.fill_null(missing)
