@@ -6,6 +6,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 """
 
 import threading
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ContractError", "columns", "conform", "contract", "empty", "folder", "parse_contract", "read", "scan", "validate",
-    "write",
+    "write", "write_stream",
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
@@ -54,8 +55,8 @@ FEW = ("source", "category", "split")  # text columns with few values: numbers i
 DTYPES: dict[str, pl.DataType] = {
     str(dtype): dtype
     for dtype in (
-        pl.String(), pl.Float64(), pl.Int64(), pl.UInt32(), pl.Boolean(), pl.Categorical(), pl.List(pl.String),
-        UINT32S, MESSAGES,
+        pl.String(), pl.Float64(), pl.Int64(), pl.UInt32(), pl.UInt64(), pl.Boolean(), pl.Categorical(),
+        pl.List(pl.String), UINT32S, MESSAGES,
     )
 }  # fmt: skip
 
@@ -124,6 +125,7 @@ def _narrow(name: str) -> "DataFrameSchema":
         schema = schema.update_column(column, dtype=pl.Categorical(), checks=[])
     rows = {column: Column(dtype, nullable=column == "mismatched_row") for column, dtype in NARROW[name].items()}
     schema = schema.add_columns(rows)
+    schema.columns = {column: schema.columns[column] for column in columns(name)}  # in the order that is written
     schema.unique = ["chosen_row", "rejected_row"] if name == "paired_rows" else ["completion_row"]
     schema.checks = [Check.columns_differ(left="chosen_row", right="rejected_row")] if name == "paired_rows" else []
     schema.name = name
@@ -208,6 +210,31 @@ def write(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False
     """
     checked = validate(conform(frame, name), name)
     return _write(checked, path, name, published=published)
+
+
+def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
+    """Validate a table part by part and write it, whole or not at all, without ever holding it whole.
+
+    Args:
+        frames: the parts, in order; a row of one is never the same as a row of another.
+        path: a .parquet file; its folder exists.
+        name: whose contract it keeps.
+    """
+    from polars.io.plugins import register_io_source
+
+    def parts(*_: Any) -> Iterator[pl.DataFrame]:
+        for frame in frames:
+            yield validate(conform(frame, name), name)
+
+    with files.whole_file(path) as temporary:
+        register_io_source(parts, schema=pl.Schema(columns(name))).sink_parquet(
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=ROW_GROUP,
+            metadata={"rlhf_data.table": name},
+            maintain_order=True,
+        )
 
 
 def read(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:

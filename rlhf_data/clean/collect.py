@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rlhf_data import texts
+from rlhf_data import ids, texts
 from rlhf_data.accounting import Count
 from rlhf_data.texts import Chunk
 
@@ -62,7 +62,8 @@ def _completions(chunks: Sequence[Chunk], prompt_rows: Sequence[np.ndarray]) -> 
         later = ordered.with_columns(completion_row=run).drop_nulls("model").unique("completion_row", keep="first")
         found = kept.join(later.select("completion_row", _model="model"), on="completion_row", how="left")
         kept = found.sort("completion_row").with_columns(model=pl.coalesce("model", "_model"))
-    columns = ["completion_row", "completion_id", "prompt_row", "source", "category", "model", "chunk", "place"]
+    kept = kept.with_columns(ids.bits(kept["completion_id"]).alias("bits"))
+    columns = ["completion_row", "completion_id", "bits", "prompt_row", "source", "category", "model", "chunk", "place"]
     return kept.select(columns), rows
 
 

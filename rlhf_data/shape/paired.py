@@ -1,16 +1,18 @@
 """The step `shape` to the paired table: compared pairs as they are given, rated answers by a strategy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from rlhf_data import ids, tables, texts
-from rlhf_data.accounting import Count
+from rlhf_data.accounting import Count, summed
 from rlhf_data.shape.pairing import propose
 from rlhf_data.shape.precedence import by_precedence
 
 AS_GIVEN = "as_given"
+PART = 500_000  # rows of rated answers and compared pairs that are in hand at once
 RATED = ["prompt_row", "completion_row", "source", "reward", "votes"]
 
 
@@ -41,13 +43,59 @@ def to_paired(
         sources: their names, in the spec's order.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated", RATED)
-    compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
-    answers = texts.read(inputs["text"], "completions", ["completion_row", "completion_id", "category"])
-    candidates = compared.drop("judgment_rows").with_columns(margin=pl.lit(None, dtype=pl.Float64))
+    compared = tables.read(inputs["rate"] / "compared.parquet", "compared").drop("judgment_rows")
+    splits = tables.read(inputs["split"] / "splits.parquet", "splits")
+    answers = texts.read(inputs["text"], "completions", ["completion_row", "bits", "category"])
+    counts: list[Count] = []
+
+    def parts() -> Iterator[pl.DataFrame]:
+        for of_prompts in _prompt_ranges(rated["prompt_row"], compared["prompt_row"]):
+            rows, counted = _part(
+                rated.filter(of_prompts),
+                compared.filter(of_prompts),
+                answers,
+                pairing=pairing,
+                min_margin=min_margin,
+                most=max_pairs_per_prompt,
+                ties=ties,
+                seed=seed,
+                sources=sources,
+            )
+            counts.extend(counted)
+            category = texts.looked_up(rows["chosen_row"], answers, "category")
+            yield rows.with_columns(category, texts.looked_up(rows["prompt_row"], splits, "split"), weight=pl.lit(1.0))
+
+    tables.write_stream(parts(), out / "rows.parquet", "paired_rows")
+    return [summed([count for count in counts if count.unit == unit]) for unit in ("candidate pairs", "rated answers")]
+
+
+def _prompt_ranges(*prompt_rows: pl.Series) -> Iterator[pl.Expr]:
+    """Conditions on prompt_row that cut tables into parts of some PART rows; together they take every row once."""
+    rows = pl.concat(prompt_rows)
+    last = int(rows.max() or 0)  # type: ignore[call-overload]
+    step = max(1, -(-(last + 1) * PART // max(1, len(rows))))
+    for first in range(0, last + 1, step):
+        yield pl.col("prompt_row").is_between(first, first + step - 1)
+
+
+def _part(
+    rated: pl.DataFrame,
+    compared: pl.DataFrame,
+    answers: pl.DataFrame,
+    *,
+    pairing: str,
+    min_margin: float,
+    most: int | None,
+    ties: str,
+    seed: int,
+    sources: list[str] | None,
+) -> tuple[pl.DataFrame, list[Count]]:
+    """The pairs of some prompts, sorted, and what became of their candidates and answers."""
+    candidates = compared.with_columns(margin=pl.lit(None, dtype=pl.Float64))
     if pairing != AS_GIVEN:
         usable = rated.filter(pl.col("reward").is_not_null())
-        named = texts.looked_up(usable["completion_row"], answers, "completion_id")
-        made = propose(usable, named, pairing, seed).with_columns(preference=pl.lit(1.0))
+        usable = usable.with_columns(texts.looked_up(usable["completion_row"], answers, "bits"))
+        made = propose(usable, pairing, seed).with_columns(preference=pl.lit(1.0))
         candidates = pl.concat([candidates, made], how="diagonal") if candidates.height else made
     kept, filtered = _choose(candidates, min_margin=min_margin, ties=ties)
     pairs = kept
@@ -55,38 +103,30 @@ def to_paired(
         unordered = [pl.min_horizontal("chosen_row", "rejected_row"), pl.max_horizontal("chosen_row", "rejected_row")]
         pairs = by_precedence(kept, sources).unique(unordered, keep="first", maintain_order=True)
     merged = kept.height - pairs.height
-    if max_pairs_per_prompt is not None:
-        few = _draw(pairs, answers, max_pairs_per_prompt, seed)
-        filtered |= (
-            {f"over {max_pairs_per_prompt} of a prompt": pairs.height - few.height} if few.height < pairs.height else {}
-        )
+    if most is not None:
+        few = _draw(pairs, answers, most, seed)
+        filtered |= {f"over {most} of a prompt": pairs.height - few.height} if few.height < pairs.height else {}
         pairs = few
-    splits = tables.read(inputs["split"] / "splits.parquet", "splits")
-    pairs = pairs.sort("prompt_row", "chosen_row", "rejected_row")
-    rows = pairs.with_columns(
-        texts.looked_up(pairs["chosen_row"], answers, "category"),
-        texts.looked_up(pairs["prompt_row"], splits, "split"),
-        weight=pl.lit(1.0),
-    )
-    tables.write(rows, out / "rows.parquet", "paired_rows")
-    return [
+    counts = [
         Count(
             "shape",
             "candidate pairs",
             candidates.height,
-            rows.height,
+            pairs.height,
             merged={"the same two answers": merged} if merged else {},
             filtered=filtered,
         ),
         _answers(rated, pairs, pairing),
     ]
+    return pairs.sort("prompt_row", "chosen_row", "rejected_row"), counts
 
 
 def _draw(pairs: pl.DataFrame, answers: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
-    """At most `most` pairs of each prompt, those with the smallest keyed hash of their two ids."""
-    sides = [texts.looked_up(pairs[side], answers, "completion_id") for side in ("chosen_row", "rejected_row")]
-    lots = ids.keyed_hash(ids.pair_ids(sides[0], sides[1], "pair_id"), "max_pairs_per_prompt", seed)
-    place = pl.col("_lot").rank("ordinal").over("prompt_row")
+    """At most `most` pairs of each prompt, those with the smallest keyed hash of their two answers."""
+    sides = [texts.looked_up(pairs[side], answers, "bits") for side in ("chosen_row", "rejected_row")]
+    first = ids.keyed_hash(sides[0], "max_pairs_per_prompt", seed)
+    lots = ids.keyed_hash(first ^ sides[1], "max_pairs_per_prompt", seed)
+    place = pl.struct("_lot", "chosen_row", "rejected_row").rank("ordinal").over("prompt_row")
     return pairs.with_columns(_lot=lots).filter(place <= most).drop("_lot")
 
 

@@ -64,12 +64,12 @@ STRATEGIES: dict[str, Callable[[Ranked], Places]] = {
 }
 
 
-def propose(answers: pl.DataFrame, completion_ids: pl.Series, strategy: str, seed: int) -> pl.DataFrame:
+def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
     """Pairs of rated answers; chosen is rated at least as high as rejected.
 
     Args:
-        answers: prompt_row, completion_row, source, reward (not null), votes; one row per answer and source.
-        completion_ids: the id of each answer; equal rewards are ordered by them.
+        answers: prompt_row, completion_row, source, reward (not null), votes, bits (of the answer's id); sorted by
+            completion_row, one row per answer and source.
         strategy: a name of STRATEGIES.
         seed: of the keyed hashes.
 
@@ -77,55 +77,59 @@ def propose(answers: pl.DataFrame, completion_ids: pl.Series, strategy: str, see
         prompt_row, chosen_row, rejected_row, source, chosen_reward, rejected_reward, margin, votes; pairs are made
         within a source only.
     """
-    ordered, named = _best_first(answers, completion_ids, seed)
-    new = (ordered["prompt_row"] != ordered["prompt_row"].shift(1)) | (ordered["source"] != ordered["source"].shift(1))
-    starts = np.flatnonzero(new.fill_null(True).to_numpy())
-    sizes = np.diff(starts, append=ordered.height)
+    keys = ["prompt_row"]
+    if answers["source"].n_unique() > 1:
+        keys.append("source")
+        answers = answers.sort("prompt_row", pl.col("source").to_physical(), "completion_row")
+    starts, sizes = _groups(answers, keys)
+    order = _best_first(answers["reward"].to_numpy(), answers["bits"], starts, sizes, seed)
 
     def draw(places: np.ndarray) -> np.ndarray:
-        return ids.keyed_hash(named.gather(places), strategy, seed).to_numpy()
+        return ids.keyed_hash(answers["bits"].gather(order[places]), strategy, seed).to_numpy()
 
     chosen, rejected = STRATEGIES[strategy](Ranked(starts[sizes > 1], sizes[sizes > 1], draw))
-    better, worse = ordered[chosen], ordered[rejected]
-    return pl.DataFrame(
-        {
-            "prompt_row": better["prompt_row"],
-            "chosen_row": better["completion_row"],
-            "rejected_row": worse["completion_row"],
-            "source": better["source"],
-            "chosen_reward": better["reward"],
-            "rejected_reward": worse["reward"],
-            "margin": better["reward"] - worse["reward"],
-            "votes": better["votes"] + worse["votes"],
-        }
+    side = answers.select("prompt_row", "source", "completion_row", "reward", "votes")
+    better, worse = side[order[chosen]], side.drop("prompt_row", "source")[order[rejected]]
+    return better.select(
+        "prompt_row",
+        "source",
+        worse["completion_row"].alias("rejected_row"),
+        chosen_row="completion_row",
+        chosen_reward="reward",
+        rejected_reward=worse["reward"],
+        margin=pl.col("reward") - worse["reward"],
+        votes=pl.col("votes") + worse["votes"],
     )
 
 
-def _best_first(answers: pl.DataFrame, completion_ids: pl.Series, seed: int) -> tuple[pl.DataFrame, pl.Series]:
-    """Answers by prompt and source, best first, and their ids; only where rewards are equal is anything hashed."""
-    keys = ["prompt_row", "source"] if answers["source"].n_unique() > 1 else ["prompt_row"]
-    narrow = answers.select("prompt_row", "completion_row", pl.col("source"), "reward", "votes")
-    order = narrow.select(
-        pl.arg_sort_by(
-            *(pl.col(key).to_physical() if key == "source" else pl.col(key) for key in keys),
-            pl.col("reward"),
-            pl.col("completion_row"),
-            descending=[*[False] * len(keys), True, False],
-        )
-    ).to_series()
-    ordered, named = narrow[order], completion_ids.gather(order)
-    same = (ordered["reward"] == ordered["reward"].shift(1)).fill_null(False)
+def _groups(answers: pl.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each prompt's answers begin, and how many they are."""
+    new = np.zeros(answers.height, bool)
+    new[:1] = True
     for key in keys:
-        same &= (ordered[key] == ordered[key].shift(1)).fill_null(False)
-    tied = (same | same.shift(-1).fill_null(False)).arg_true()
-    if len(tied):
-        run = (~same).cum_sum().gather(tied)
-        lots = ids.keyed_hash(named.gather(tied), "rank", seed)
-        drawn = pl.DataFrame([run.alias("run"), lots.alias("lot")]).select(pl.arg_sort_by("run", "lot")).to_series()
-        places = np.arange(ordered.height)
-        places[tied.to_numpy()] = tied.gather(drawn).to_numpy()
-        ordered, named = ordered[places], named.gather(places)
-    return ordered, named
+        value = answers[key].to_physical().to_numpy()
+        new[1:] |= value[1:] != value[:-1]
+    starts = np.flatnonzero(new)
+    return starts, np.diff(starts, append=answers.height)
+
+
+def _best_first(reward: np.ndarray, bits: pl.Series, starts: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """The places of answers, best first within each group; only those with equal rewards are drawn for."""
+    order = np.arange(len(reward))
+    for size in np.unique(sizes[sizes > 1]):
+        places = starts[sizes == size][:, None] + np.arange(size)
+        worst_last = -reward[places]
+        by_reward = np.take_along_axis(places, np.argsort(worst_last, axis=1, kind="stable"), axis=1)
+        ranked = reward[by_reward]
+        tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1)
+        if tied.any():
+            among = by_reward[tied]
+            lots = ids.keyed_hash(bits.gather(among.ravel()), "rank", seed).to_numpy().reshape(among.shape)
+            by_lot = np.take_along_axis(among, np.argsort(lots, axis=1, kind="stable"), axis=1)
+            again = np.argsort(-reward[by_lot], axis=1, kind="stable")
+            by_reward[tied] = np.take_along_axis(by_lot, again, axis=1)
+        order[places] = by_reward
+    return order
 
 
 def _offsets(ranked: Ranked, within: Callable[[int], Places]) -> Places:

@@ -15,10 +15,11 @@ import polars as pl
 
 from rlhf_data import files as disk
 from rlhf_data import sources, tables, texts
-from rlhf_data.accounting import Count, total
+from rlhf_data.accounting import Count, summed
 from rlhf_data.ids import completion_ids, content_id, prompt_ids, split_keys
 from rlhf_data.sources import readers
 from rlhf_data.sources.cells import did_you_mean
+from rlhf_data.sources.mapping import ROLES
 from rlhf_data.sources.observations import REASON
 from rlhf_data.sources.parts import Part, adapted, mapped, queried
 from rlhf_data.sources.readers import Raw
@@ -105,13 +106,14 @@ def ingest(
         way = partial(_read_by, adapter, options, columns, sql)
         asked = repr((version, adapter, options, columns, sql, format, reading, category, limit))
         known = digests or {name: [disk.digest(Path(path)) for path in paths] for name, paths in files.items()}
-        jobs = _jobs(files, known, hf, format, limit, reading, main, way, asked)
+        names = ROLES if adapter is None and columns is None else ()
+        jobs = _jobs(files, known, hf, format, limit, reading, main, way, asked, whole=sql is not None, names=names)
         made = _made(jobs, chunks, source, category)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     texts.write_chunks(out, [chunk for chunk, _ in made])
     tables.write(_quarantine([chunk for chunk, _ in made], source), out / "quarantine.parquet", "quarantine")
-    return _totals([counts for _, counts in made], source)
+    return _totals([counts for _, counts in made])
 
 
 def _read_by(
@@ -136,8 +138,16 @@ def _jobs(
     main: str,
     way: Callable[..., Iterable[Part]],
     asked: str,
+    *,
+    whole: bool,
+    names: Sequence[str],
 ) -> Iterator[Job]:
-    """What there is to read: each piece of each file by itself, or the tables of a relational source together."""
+    """What there is to read: each piece of each file by itself, or the tables of a relational source together.
+
+    Args:
+        whole: files are not cut: a query may group, sort and compare all rows of one.
+        names: see `readers.pieces`.
+    """
     if hf is not None:
         key = content_id(asked, hf, repr(digests.get("hf")))
         yield Job(key, "", lambda: way({main: iter([readers.read_dataset(hf, limit=limit)])}))
@@ -157,14 +167,14 @@ def _jobs(
         return
     ((table, paths),) = files.items()
     for path, name, digest in zip(paths, _names(paths), digests[table], strict=True):
-        if limit is not None:  # a quick look: few records, read whole
+        if limit is not None or whole:  # a quick look has few records
 
             def quick(path: str = path, name: str = name) -> Iterable[Part]:
                 return way({table: iter([readers.read(path, name=name, format=format, limit=limit, **reading)])})
 
             yield Job(content_id(asked, digest, name), name, quick)
             continue
-        for piece in readers.pieces(path, name=name, format=format, digest=digest, **reading):
+        for piece in readers.pieces(path, name=name, format=format, digest=digest, names=names, **reading):
 
             def load(piece: readers.Piece = piece) -> Iterable[Part]:
                 return way({table: iter([piece.load()])})
@@ -188,7 +198,13 @@ def _made(
     made, starts = [], Counter[str]()
     for file, folder in done:
         facts = texts.facts(folder)
-        made.append((Chunk(str(folder), source, starts[file]), tuple(Count(**count) for count in facts["counts"])))
+        made.append(
+            (
+                Chunk(str(folder), source, starts[file]),
+        counts = tuple(Count(**{**count, "step": f"read:{source}"}) for count in facts["counts"])
+        made.append((Chunk(str(folder), source, starts[file]), counts))
+            )
+        )
         starts[file] += facts["records"] if file else 0
     return made
 
@@ -205,7 +221,7 @@ def _make(job: Job, chunks: Path, source: str, category: str | None) -> Path:
         shutil.rmtree(folder)
     with disk.whole_folder(folder) as out:
         _write(out, rows, refused)
-        counts = _totals([(part.records, part.observations) for part in settled], source)
+        counts = _totals([(part.records, part.observations) for part in settled])
         records = sum(part.records.rows_in for part in settled)
         texts.finish(out, {"records": records, "counts": [count.as_dict() for count in counts]})
     return folder
@@ -252,6 +268,7 @@ def _settle(part: Part, source: str) -> Settled:
     refused = rows.filter(pl.col("code").is_not_null())
     good = rows.filter(pl.col("code").is_null()).drop("code", "detail")
     rejects = pl.concat([read.rejects.select(*REASON), refused.select(*REASON)])
+    rejects = rejects.sort("record", maintain_order=True)  # the same wherever a file is cut
     fates = _fates(good, rejects, read.skipped)
     height = sum(raw.height for raw in part.raws)
     if part.whole and fates.height != height:
@@ -369,12 +386,5 @@ def _quarantine(chunks: list[Chunk], source: str) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _totals(counts: list[tuple[Count, Count]], source: str) -> list[Count]:
-    return [_sum([pair[k] for pair in counts], unit, source) for k, unit in enumerate(("records", "observations"))]
-
-
-def _sum(counts: list[Count], unit: str, source: str) -> Count:
-    rows_in, out = sum(count.rows_in for count in counts), sum(count.out for count in counts)
-    return Count(
-        f"read:{source}", unit, rows_in, out, {}, dict(total(counts, "quarantined")), dict(total(counts, "filtered"))
-    )
+def _totals(counts: list[tuple[Count, Count]]) -> list[Count]:
+    return [summed([pair[k] for pair in counts]) for k in range(2)]

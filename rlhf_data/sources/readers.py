@@ -9,10 +9,11 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -24,6 +25,8 @@ SUFFIXES = {f".{name}": name for name in FORMATS} | {".ndjson": "jsonl"}
 PEEKED = 1000  # records that `peek` looks at: a column that only starts later is not seen by it
 PIECE_BYTES = 32 << 20  # of JSON lines
 PIECE_ROWS = 100_000  # of Parquet
+DEEPEST = 50  # levels of lists and objects that are read all at once
+_QUOTED, _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"'), re.compile(rb"[\[\]{}]")
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 28  # bytes; DuckDB stops at 2 MB by itself
 _EXACT = 1 << 53  # up to here every whole number is a float
@@ -49,7 +52,12 @@ class Raw:
         name: the file's name.
         rows: JSON objects (None where a record is broken), or a frame of a typed format.
         broken: the records that are no JSON object.
+        known: the columns of the whole file, as far as they have been asked for, where this is a piece of it.
+        elsewhere: says which of some columns the whole file has.
     """
+
+    known: Sequence[str] | None = None
+    elsewhere: Callable[[Sequence[str]], Sequence[str]] | None = None
 
     def __init__(
         self,
@@ -89,6 +97,14 @@ class Raw:
         if isinstance(self.rows, pl.DataFrame):
             return self.rows.columns
         return list(dict.fromkeys(key for row in self.rows if row is not None for key in row))
+
+    def lacks(self, names: Sequence[str]) -> list[str]:
+        """Those of some columns that neither the piece nor the rest of its file has."""
+        absent = [name for name in names if name not in self.columns() and name not in (self.known or ())]
+        if not absent or self.elsewhere is None:
+            return absent
+        found = self.elsewhere(absent)
+        return [name for name in absent if name not in found]
 
     def as_json(self, record: int) -> str:
         """One record as JSON text, for the quarantine."""
@@ -185,7 +201,15 @@ def read(
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def pieces(path: str | Path, *, name: str, format: str | None = None, digest: str, **reading: Any) -> Iterator[Piece]:
+def pieces(
+    path: str | Path,
+    *,
+    name: str,
+    format: str | None = None,
+    digest: str,
+    names: Sequence[str] = (),
+    **reading: Any,
+) -> Iterator[Piece]:
     """A raw file in pieces of bounded size: JSON lines by bytes, Parquet by rows, others whole.
 
     Lines that are added at the end of a file leave its first pieces as they were.
@@ -195,6 +219,7 @@ def pieces(path: str | Path, *, name: str, format: str | None = None, digest: st
         name: what to call it.
         format: one of FORMATS; from the file's name if not given.
         digest: of the file's bytes.
+        names: columns that mean something wherever in the file they occur: each piece knows which of them there are.
         reading: further arguments of `read`.
 
     Raises:
@@ -203,15 +228,53 @@ def pieces(path: str | Path, *, name: str, format: str | None = None, digest: st
     path, kind = Path(path), format_of(path, format)
     if kind == "jsonl":
         _refuse_utf16(path, kind)
-        for line, block in _blocks(path):
+        elsewhere = cache(lambda asked: _columns_among(path, asked))
+        for line, block, last in _marked(_blocks(path)):
             mark = f"{xxh3_128_hexdigest(block)}@{line}"
-            yield Piece(name, mark, partial(Raw, name, lines=block, line=line))
+            if last and line == 1:
+                yield Piece(name, mark, partial(Raw, name, lines=block))
+                return
+            known = elsewhere(tuple(names)) if names else None
+            yield Piece(name, f"{mark}:{known}", partial(_piece, name, block, line, known, elsewhere))
     elif kind == "parquet" and not path.name.lower().endswith(".gz"):
         height = _checked_parquet(path).select(pl.len()).collect().item()
         for start in range(0, max(1, height), PIECE_ROWS):
             yield Piece(name, f"{digest}@{start}", partial(_slice, path, name, start))
     else:
         yield Piece(name, digest, partial(read, path, name=name, format=format, **reading))
+
+
+def _piece(
+    name: str,
+    block: bytes,
+    line: int,
+    known: Sequence[str] | None,
+    elsewhere: Callable[[tuple[str, ...]], Sequence[str]],
+) -> Raw:
+    raw = Raw(name, lines=block, line=line)
+    raw.known, raw.elsewhere = known, lambda asked: elsewhere(tuple(asked))
+    return raw
+
+
+def _marked(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, bool]]:
+    """Each block, and whether it is the last one."""
+    before = next(blocks, None)
+    while before is not None:
+        after = next(blocks, None)
+        yield *before, after is None
+        before = after
+
+
+def _columns_among(path: Path, names: Sequence[str]) -> list[str]:
+    """Those of some names that are columns of a JSON lines file; only blocks that have one as a key are taken apart."""
+    found: dict[str, None] = {}
+    for line, block in _blocks(path):
+        open_names = [name for name in names if name not in found]
+        keys = [json.dumps(name, ensure_ascii=ascii).encode() for name in open_names for ascii in (True, False)]
+        if any(key in block and re.search(re.escape(key) + rb"\s*:", block) for key in keys):
+            there = set(Raw("", lines=block, line=line).columns())
+            found.update(dict.fromkeys(name for name in open_names if name in there))
+    return [name for name in names if name in found]
 
 
 def _slice(path: Path, name: str, start: int) -> Raw:
@@ -255,19 +318,25 @@ def _frame(lines: bytes) -> pl.DataFrame | None:
     """JSON lines as a frame, or None where Arrow's reader refuses them or could read them otherwise than we do.
 
     It refuses what we want refused one by one: values of several types in a column, keys named twice, half surrogates.
-    What it would read in its own way is looked for here: dates (texts to us), two objects on a line.
+    What it would read in its own way is looked for here: dates (texts to us), an object on two lines or two on one,
+    infinite numbers (it knows more words for them).
     """
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
     text = lines.strip(b"\r\n \t")
-    if not (text.startswith(b"{") and text.endswith(b"}")) or b"\r" in text or b"NaN" in text or b"Infinity" in text:
+    if not (text.startswith(b"{") and text.endswith(b"}")) or b"\r" in text:
+        return None
+    ends = text.count(b"}\n{")  # nothing but two objects can meet so: inside of one a comma would stand between
+    if text.count(b"\n") != ends:
+        return None
+    if _deepest(text, ends + 1) > DEEPEST:
         return None
     options = arrow_json.ReadOptions(use_threads=False, block_size=len(text) + 1)
     try:
         text.decode()
         table = arrow_json.read_json(io.BytesIO(text), options)
-        if table.num_rows != text.count(b"}\n{") + 1:
+        if table.num_rows != ends + 1:
             return None
         as_text = _without_dates(table.schema)
         if as_text != table.schema:
@@ -275,7 +344,31 @@ def _frame(lines: bytes) -> pl.DataFrame | None:
         frame = pl.from_arrow(table)
     except (UnicodeDecodeError, pa.ArrowException, pl.exceptions.PolarsError):
         return None
-    return frame if isinstance(frame, pl.DataFrame) else None
+    return frame if isinstance(frame, pl.DataFrame) and all(map(_finite, frame)) else None
+
+
+def _finite(column: pl.Series) -> bool:
+    """Whether each number of a column, however deep, is a finite one."""
+    if isinstance(column.dtype, pl.Struct):
+        return all(map(_finite, column.struct.unnest())) if column.dtype.fields else True
+    if isinstance(column.dtype, pl.List):
+        return _finite(column.explode(empty_as_null=False, keep_nulls=False))
+    return not column.dtype.is_float() or bool(column.is_finite().all())
+
+
+def _deepest(text: bytes, lines: int) -> int:
+    """How deep the values of any line nest, or something smaller than DEEPEST if it is no deeper than that.
+
+    Arrow's reader calls itself for each level: some thousands of them, in a damaged file, would end the process.
+    """
+    if text.count(b"{") + text.count(b"[") - lines < DEEPEST:  # one for each line, the others all in one of them
+        return 0
+    deepest = 0
+    for line in io.BytesIO(text):
+        if line.count(b"{") + line.count(b"[") > DEEPEST:  # most of these stand in texts
+            marks = _MARKS.findall(_QUOTED.sub(b"", line))
+            deepest = max(deepest, *itertools.accumulate((1 if mark in b"[{" else -1) for mark in marks), 0)
+    return deepest
 
 
 def _without_dates(schema: Any) -> Any:
