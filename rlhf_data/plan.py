@@ -5,9 +5,12 @@ from outside (the content of raw files, of a model) and its inputs' fingerprints
 output, so the step is cached.
 """
 
+import fcntl
 import importlib.util
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -91,6 +94,22 @@ class Planned:
         return not self.why
 
 
+@contextmanager
+def in_use(workspace: Workspace, *, alone: bool = False) -> Iterator[None]:
+    """Hold a workspace while its steps are used: together with other builds, or alone, to remove what none needs.
+
+    Raises:
+        ValueError: alone, and a build is running.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with (workspace.root / "lock").open("w") as lock:  # released when the process ends, however it ends
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_EX | fcntl.LOCK_NB) if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise ValueError(f"a build is running in {workspace.root}: wait for it, then run this again") from None
+        yield
+
+
 def limited(name: str, limit: int | None) -> str:
     """A name that keeps a quick look apart from the real thing."""
     return name if limit is None else f"{name}-limit{limit}"
@@ -122,15 +141,17 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
 
 
 def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: int | None) -> None:
-    """Write down what was run, so that the next plan can say what changed."""
+    """Write down what was run, so that the next plan can say what changed, and `gc` what is needed."""
     facts = {
         p.step.name: {
             "parameters": _identity(p.step),
             "code": code_version(p.step.function),
             "inputs": [],
+            "fingerprint": p.fingerprint,
         }
         for p in planned
     }
+    facts["publish"]["retain"] = spec.publish.retain
     files.write_text(workspace.last(spec.name, limit), json.dumps(facts, default=str))
 
 

@@ -326,7 +326,7 @@ class Publish(Section):
     """Where the snapshot goes."""
 
     to: Annotated[str, Field(min_length=1)]
-    retain: Later = None
+    retain: Count | None = Field(None, description="how many versions `gc` keeps; all by default")
 
 
 class Train(BaseModel):

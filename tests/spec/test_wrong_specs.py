@@ -142,7 +142,6 @@ WRONG = [
     case("a table of weights that is not there", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: pair_id}}}", 11, "weigh.weight.table.path: no file w.csv"),
     case("a key of the other table", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: completion_id}}}", 11, "weigh.weight.table.key: the paired table has no completion_id"),
     case("label_balance of pairs", "rows: [1, null]", "label_balance: [0.3, null]", 12, "expect.label_balance: the paired table has no label"),
-    case("retain", "snapshots/demo}", "snapshots/demo, retain: 20}", 13, f"publish.retain: {LATER}"),
     score("references", "{model: model, references: {}}", f".references: {LATER}"),
     train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
     train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),
