@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_data.rate import blocks
 from rlhf_data.rate.components import connected, strongly_connected
+from rlhf_data.rate.sums import sums
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -352,8 +353,8 @@ def _information(model: _Model, slopes: _Slopes) -> _Information:
     i, j, h = battles.first, battles.second, slopes.eta_eta
     n = len(model.level)
     around = np.concatenate([blocks.entry(where, i, j), blocks.entry(where, j, i)])
-    a = _sums(around, np.concatenate([-h, -h]), where.entries)
-    a[where.start + where.local] = _sums(i, h, n) + _sums(j, h, n) + model.precision
+    a = sums(around, np.concatenate([-h, -h]), where.entries)
+    a[where.start + where.local] = sums(i, h, n) + sums(j, h, n) + model.precision
     if not model.precision.any():
         a += 1.0 / max(n, 1)  # without a prior only differences are known: this fixes the mean (see _stds)
     inverse = blocks.invert(where, a)
@@ -367,7 +368,7 @@ def _information(model: _Model, slopes: _Slopes) -> _Information:
     if levels:
         row, column = blocks.pairs(where)
         key = model.level[row] * levels + model.level[column]
-        drawn = _sums(key, inverse * model.pull[row] * model.pull[column], levels**2)
+        drawn = sums(key, inverse * model.pull[row] * model.pull[column], levels**2)
         schur[:levels, :levels] -= drawn.reshape(levels, levels)
         schur[np.arange(levels), np.arange(levels)] += _to_levels(model, model.pull)
         for c in range(solved.shape[1]):
@@ -430,17 +431,12 @@ def _to_contestants(model: _Model, by_eta: Floats) -> Floats:
     """(n,) derivatives by θ out of those by η = θ_first − θ_second + x·γ."""
     n = len(model.level)
     first, second = model.battles.first, model.battles.second
-    return _sums(first, by_eta, n) - _sums(second, by_eta, n)
+    return sums(first, by_eta, n) - sums(second, by_eta, n)
 
 
 def _to_levels(model: _Model, by_contestant: Floats) -> Floats:
     """(levels,) sums over the members of each level; who has none must have 0."""
-    return _sums(model.level, by_contestant, model.levels)[: model.levels]
-
-
-def _sums(index: Ints, values: Floats, n: int) -> Floats:
-    """Sums of the values of each index, in the order of values; bincount of nothing would be integers."""
-    return np.bincount(index, values, minlength=n).astype(np.float64, copy=False)
+    return sums(model.level, by_contestant, model.levels)[: model.levels]
 
 
 def _sigmoid(eta: Floats) -> Floats:
