@@ -194,6 +194,7 @@ def publish(
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
             "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
+            "rating": files.read_json(inputs["rate"] / "rating.json") or {},
             "score": recipe,
             "limit": limit,
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},

@@ -163,14 +163,12 @@ def compare(judgments: pl.DataFrame, *, smoothing: float = 4.0) -> tuple[pl.Data
         annotators: source, annotator?, votes, right, tie, wrong (their probabilities where one answer is better),
             tie_on_tie (null where nobody voted for a tie), rounds; sorted.
     """
-    found = [
-        _compare(part, smoothing)
-        for _, part in judgments.sort("source", "judgment_row").group_by("source", maintain_order=True)
-    ]
+    sources = judgments["source"].unique().cast(pl.String).sort().to_list()
+    found = [_compare(judgments.filter(pl.col("source") == source), smoothing) for source in sources]
     preferences, annotators = zip(*(found or [_compare(judgments, smoothing)]), strict=True)
     return (
-        pl.concat(preferences).sort("prompt_row", "chosen_row", "rejected_row", "source"),
-        pl.concat(annotators).sort("source", "annotator"),
+        pl.concat(preferences).sort("chosen_row", "rejected_row", pl.col("source").cast(pl.String)),
+        pl.concat(annotators),
     )
 
 
@@ -180,7 +178,7 @@ def _compare(judgments: pl.DataFrame, smoothing: float) -> tuple[pl.DataFrame, p
     pairs = (
         votes.group_by("prompt_row", "first_row", "second_row", "source")
         .agg(votes=pl.len().cast(pl.Int64), judgment_rows=pl.col("judgment_row").sort())
-        .sort("prompt_row", "first_row", "second_row")
+        .sort("first_row", "second_row")
         .with_row_index("pair")
     )
     names = votes.select("annotator").unique().sort("annotator", nulls_last=False).with_row_index("number")
@@ -204,8 +202,10 @@ def _compare(judgments: pl.DataFrame, smoothing: float) -> tuple[pl.DataFrame, p
     right, tie, wrong = (pl.Series(column, dtype=pl.Float64) for column in found.on_side.T)
     on_tie = pl.Series(found.on_tie[:, 0], dtype=pl.Float64) if found.tie else pl.lit(None, dtype=pl.Float64)
     reliability = names.with_columns(right=right, tie=tie, wrong=wrong, tie_on_tie=on_tie, rounds=pl.lit(found.rounds))
-    annotators = reliability.join(counts, on="number").select(
-        "source", "annotator", "votes", "right", "tie", "wrong", "tie_on_tie", "rounds"
+    annotators = (
+        reliability.join(counts, on="number")
+        .sort("number")
+        .select("source", "annotator", "votes", "right", "tie", "wrong", "tie_on_tie", "rounds")
     )
     return preferences, annotators
 
@@ -215,6 +215,7 @@ def ballots(judgments: pl.DataFrame) -> pl.DataFrame:
     swapped = pl.col("completion_row") > pl.col("other_row")
     value = pl.when(pl.col("value") > 0.5).then(FIRST).when(pl.col("value") < 0.5).then(SECOND).otherwise(TIE)
     return judgments.with_columns(
+        pl.col("annotator").cast(pl.String),
         first_row=pl.min_horizontal("completion_row", "other_row"),
         second_row=pl.max_horizontal("completion_row", "other_row"),
         vote=pl.when(swapped).then(2 - value).otherwise(value).cast(pl.Int64),
@@ -234,7 +235,7 @@ def vote_agreement(judgments: pl.DataFrame) -> Agreement:
         ballots(judgments)
         .group_by("source", "first_row", "second_row")
         .agg(*((pl.col("vote") == vote).sum().cast(pl.Float64).alias(str(vote)) for vote in (SECOND, TIE, FIRST)))
-        .sort("source", "first_row", "second_row")
+        .sort(pl.col("source").cast(pl.String), "first_row", "second_row")
         .select("0", "1", "2")
         .to_numpy()
         .reshape(-1, 3)
@@ -260,7 +261,9 @@ def rating_agreement(judgments: pl.DataFrame) -> Agreement:
 
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
-    by_answer = judgments.group_by("source", "completion_row", "kind", "aspect").agg(pl.col("value").sort())
+    judgments = judgments.filter(pl.col("completion_row").is_duplicated())  # most are judged once, and this is quick
+    thing = [pl.col(name).cast(pl.String) for name in ("source", "kind", "aspect")]
+    by_answer = judgments.group_by(*thing, "completion_row").agg(pl.col("value").sort())
     several = by_answer.filter(pl.col("value").list.len() > 1).sort("source", "completion_row", "kind", "aspect")
     values = several["value"].explode().to_numpy()
     size = several["value"].list.len().to_numpy().astype(np.int64)

@@ -74,7 +74,7 @@ def battles(
     wanted = ["model", *(["length"] if "length" in covariates else [])]
     if missing := [name for name in wanted if name not in completions.columns]:
         raise ValueError(f"completions have no column {', '.join(missing)}; they have {', '.join(completions.columns)}")
-    known = completions.select("completion_row", *wanted)
+    known = completions.select("completion_row", *wanted).with_columns(pl.col("model").cast(pl.String))
     met = (
         judgments.filter(pl.col("kind") == "comparison")
         .join(known, on="completion_row", how="left")
@@ -174,7 +174,7 @@ def by_elo(
     judgments: pl.DataFrame,
     completions: pl.DataFrame,
     *,
-    of: str = "model",
+    of: str = "answer",
     time: str | None = None,
     k: float = 4.0,
     base: float = 10.0,
@@ -202,7 +202,8 @@ def by_elo(
     found = battles(judgments, completions, of=of)
     if time is not None and (timeless := found.rows[time].null_count()):
         raise ValueError(f"{timeless} of {found.rows.height} battles have no {time}: Elo needs their order")
-    rows = found.rows.sort(*([time] if time else []), "source", "file", "record", "judgment_row")
+    place = (pl.col("source").cast(pl.String), pl.col("file").cast(pl.String), "record", "judgment_row")
+    rows = found.rows.sort(*([time] if time else []), *place)
     ratings = elo(
         rows["first"].to_list(),
         rows["second"].to_list(),
@@ -265,7 +266,7 @@ def _laid_on_answers(found: Battles, strength: np.ndarray, std: np.ndarray | Non
             "votes",
             "judgment_rows",
         )
-        .sort("prompt_row", "completion_row", "source")
+        .sort("completion_row", pl.col("source").cast(pl.String))
     )
 
 

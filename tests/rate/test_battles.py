@@ -214,6 +214,6 @@ def test_elo_of_many_battles_ends_near_the_strengths_of_bradley_terry():
         for k in rng.integers(0, 6, 6000)
     ]
     frame = judged(*rows)
-    nats = by_elo(frame, COMPLETIONS, k=2.0).models["strength"].to_numpy() * math.log(10) / 400
+    nats = by_elo(frame, COMPLETIONS, of="model", k=2.0).models["strength"].to_numpy() * math.log(10) / 400
     theirs = by_bradley_terry(frame, COMPLETIONS, of="model").models["strength"].to_numpy()
     np.testing.assert_allclose(nats - nats.mean(), theirs - theirs.mean(), atol=0.15)
