@@ -205,9 +205,9 @@ def by_elo(
     place = (pl.col("source").cast(pl.String), pl.col("file").cast(pl.String), "record", "judgment_row")
     rows = found.rows.sort(*([time] if time else []), *place)
     ratings = elo(
-        rows["first"].to_list(),
-        rows["second"].to_list(),
-        rows["value"].to_list(),
+        rows["first"],
+        rows["second"],
+        rows["value"],
         found.contestants.height,
         k=k,
         base=base,

@@ -5,16 +5,15 @@ Bradley–Terry has neither property; take it unless the strengths themselves ch
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 def elo(
-    first: Sequence[int],
-    second: Sequence[int],
-    value: Sequence[float],
+    first: ArrayLike,
+    second: ArrayLike,
+    value: ArrayLike,
     n: int,
     *,
     k: float = 4.0,

@@ -42,7 +42,7 @@ def rate(
     ties: str = "half",
     covariates: Sequence[str] = (),
     prior: Mapping[str, float] | None = PRIOR,
-    elo: Mapping[str, float] | None = None,
+    elo: Mapping[str, Any] | None = None,
     verifier: str | None = None,
 ) -> list[Count]:
     """Judgments → rated.parquet and compared.parquet, and rating.json with what was learned of models and annotators.

@@ -64,11 +64,11 @@ def verify(batches: Iterable[pl.DataFrame], verifier: Verifier) -> Verified:
     refused: list[tuple[int, str, str]] = []
     for batch in batches:
         for row, messages, answer in batch.select("completion_row", "prompt", "completion").iter_rows():
-            reward = _asked(verifier, messages, answer)
-            if isinstance(reward, float):
+            reward, wrong = _asked(verifier, messages, answer)
+            if wrong is None:
                 rewards.append((row, reward))
             else:
-                refused.append((row, *reward))
+                refused.append((row, *wrong))
     of_reward = {"completion_row": pl.UInt32, "reward": pl.Float64}
     of_refusal = {"completion_row": pl.UInt32, "code": pl.String, "said": pl.String}
     return Verified(
@@ -76,13 +76,14 @@ def verify(batches: Iterable[pl.DataFrame], verifier: Verifier) -> Verified:
     )
 
 
-def _asked(verifier: Verifier, messages: list[Message], answer: str) -> float | tuple[str, str]:
+def _asked(verifier: Verifier, messages: list[Message], answer: str) -> tuple[float, tuple[str, str] | None]:
+    """A reward, and what is wrong with it: a code and what was said."""
     try:
         said = verifier(messages, answer)
     except Exception as error:  # whatever a program of the user's may raise
-        return RAISED, f"{type(error).__name__}: {error}"[:200]
+        return math.nan, (RAISED, f"{type(error).__name__}: {error}"[:200])
     try:
         reward = float(said)
-    except (TypeError, ValueError):
-        return NO_NUMBER, repr(said)[:200]
-    return reward if math.isfinite(reward) else (NOT_FINITE, repr(said)[:200])
+    except (TypeError, ValueError, OverflowError):
+        return math.nan, (NO_NUMBER, repr(said)[:200])
+    return reward, None if math.isfinite(reward) else (NOT_FINITE, repr(said)[:200])

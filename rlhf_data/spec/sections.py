@@ -156,9 +156,9 @@ def _function(value: str) -> str:
 class Prior(Section):
     """Standard deviations of the Gaussian priors of Bradley–Terry, in nats."""
 
-    strength: Positive = Field(2.0, description="of models about 0")
-    answer: Positive = Field(1.0, description="of answers about their model")
-    effect: Positive = Field(10.0, description="of covariates, and of how often equals tie, about 0")
+    strength: Annotated[Positive, Field(description="of models about 0")] = 2.0
+    answer: Annotated[Positive, Field(description="of answers about their model")] = 1.0
+    effect: Annotated[Positive, Field(description="of covariates, and of how often equals tie, about 0")] = 10.0
 
 
 class Elo(Section):
@@ -214,7 +214,7 @@ class Rate(Section):
     ) = None  # fmt: skip
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     aspects: Annotated[dict[str, Positive], Field(min_length=1)] | None = None
-    missing: Annotated[Any, AfterValidator(_missing)] = Field("refuse", description="refuse, renormalize or a number")
+    missing: Annotated[Any, AfterValidator(_missing), Field(description="refuse, renormalize or a number")] = "refuse"
     normalize: Annotated[str, AfterValidator(one_of("zscore", "rank"))] | None = None
     per: Annotated[str, AfterValidator(one_of("annotator", "source"))] = "annotator"
     votes: Annotated[str, AfterValidator(one_of("mean", "majority", "dawid_skene"))] = "mean"

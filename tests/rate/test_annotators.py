@@ -1,6 +1,9 @@
 """Dawid–Skene finds the truth and the reliable; agreement is Krippendorff's."""
 
 import itertools
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,6 +14,7 @@ from polars.testing import assert_frame_equal
 
 from rlhf_data.rate.annotators import FIRST, SECOND, TIE, compare, dawid_skene, rating_agreement, vote_agreement
 
+RAW = Path(os.environ.get("RLHF_DATA_RAW", Path(__file__).parents[3] / "shared" / "data"))
 few = settings(deadline=None, max_examples=25)
 SCHEMA = {
     "judgment_row": pl.UInt32,
@@ -211,3 +215,18 @@ def test_percent_counts_pairs_of_equal_votes():
 def test_what_was_judged_once_tells_nothing_of_agreement():
     assert vote_agreement(judged(("x", 0, 1, 1.0))) == (0, 0, None, None)
     assert rating_agreement(judged(("x", 0, None, 1.0), kind="rating")) == (0, 0, None, None)
+
+
+@pytest.mark.skipif(not RAW.is_dir(), reason=f"no raw data at {RAW}; set RLHF_DATA_RAW")
+def test_the_crowd_of_llmfao_is_weighed_within_two_seconds():
+    votes = pl.read_csv(RAW / "llmfao" / "crowd-comparisons.csv", infer_schema=False)
+    battle, worker = (votes[name].cast(pl.Categorical).to_physical().to_numpy() for name in ("id", "worker"))
+    vote = votes["winner"].replace_strict({"left": FIRST, "right": SECOND, "tie": TIE}).to_numpy()
+    started = time.perf_counter()
+    found = dawid_skene(battle, worker, vote, 2139, 124)
+    assert time.perf_counter() - started < 2.0
+    plurality = np.stack([np.bincount(battle, vote == v, minlength=2139) for v in (SECOND, TIE, FIRST)], axis=1)
+    clear = np.sort(plurality, axis=1)[:, -1] > np.sort(plurality, axis=1)[:, -2]
+    assert clear.sum() == 2139 - 308  # 308 battles have no plurality
+    agrees = found.posterior.argmax(axis=1) == plurality.argmax(axis=1)
+    assert 0.75 < agrees[clear].mean() < 1.0  # the crowd is followed, but not always

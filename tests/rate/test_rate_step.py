@@ -1,15 +1,14 @@
 """Battles, reliability, scales and verifiers from raw records to a snapshot."""
 
 import json
-import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from rlhf_data.cli import run_command
 from tests.project import Project
 
 RAW = Path(os.environ.get("RLHF_DATA_RAW", Path(__file__).parents[3] / "shared" / "data"))
@@ -70,7 +69,8 @@ def test_answers_are_paired_by_their_strengths_and_the_margin_is_in_nats(project
         "step": "", "unit": "judgments", "rows_in": 60, "out": 60, "merged": {}, "quarantined": {}, "filtered": {},
     }  # fmt: skip
     assert counted(manifest, "answers in battles")["merged"] == {"into one row per answer": 120 - 12}
-    assert all(len(refs) == 20 for refs in rows["raw_ref"].to_list()) or rows["raw_ref"].list.len().min() >= 15
+    # each answer met each of the two others five times: the five battles of a pair are of both its answers
+    assert rows["raw_ref"].list.len().to_list() == [15] * 12
 
 
 def test_the_reward_and_its_standard_error_are_published(project):
@@ -107,15 +107,14 @@ def test_the_lengths_of_answers_are_measured_in_their_texts(project):
 
 def test_an_unnamed_model_is_refused_and_a_model_against_itself_is_left_out(project):
     rows = battles()
-    rows[0]["won_by"] = None
-    rows.append(rows[1] | {"won": "another", "won_by": "weak", "lost_by": "weak"})
-    # the same answer in a later record names the model, so the unnamed one is of an answer that occurs once
-    rows[0]["won"] = "by nobody"
+    rows[0] |= {"won": "by nobody", "won_by": None}
+    rows[1] |= {"won": "another", "won_by": "weak", "lost": "one more", "lost_by": "weak"}
     text = spec("{by: bradley_terry, of: model}", columns=BATTLES, shape="{to: unpaired}")
     _, manifest = build(project, rows, text)
     count = counted(manifest, "judgments")
     assert count["quarantined"] == {"model.missing": 1}
-    assert sum(count["filtered"].values()) == count["rows_in"] - count["out"] - 1
+    assert count["filtered"] == {"two answers by one model": 1}
+    assert (count["rows_in"], count["out"]) == (60, 58)
 
 
 def test_strengths_that_are_not_likeliest_are_an_error_that_names_who_is_apart(project, capsys):
@@ -198,38 +197,39 @@ def test_a_verifier_rates_every_answer_and_what_it_cannot_rate_is_refused(projec
     )
     raised = refused.filter(pl.col("code") == "verifier.raised")
     assert json.loads(raised["row"][0])["said"] == "RuntimeError: no such answer"
-    assert raised["raw_ref"].to_list() == [["raw/r.jsonl#2"]] or raised["raw_ref"][0][0].endswith("#2")
+    assert [ref.rpartition("/")[2] for ref in raised["raw_ref"][0]] == ["r.jsonl#2"]
 
 
-def test_a_verifier_that_changed_rates_again(project, monkeypatch):
+def test_a_verifier_that_changed_rates_again(project, monkeypatch, capsys):
     file = project.folder / "sums_changed.py"
     file.write_text(VERIFIER)
     monkeypatch.syspath_prepend(project.folder)
     rows = [{"prompt": "2+2?", "completion": a, "rating": 1} for a in ("4", "5")]
     build(project, rows, spec("{by: verifier, verifier: sums_changed:right}", shape="{to: unpaired}"))
-    from rlhf_data.plan import function_version
-
-    before = function_version("sums_changed:right")
+    assert run_command(["plan", "demo.yaml"]) == 0
     file.write_text(VERIFIER + "# another thought\n")
-    assert function_version("sums_changed:right") != before
-    assert function_version(None) == ""
+    assert run_command(["plan", "demo.yaml"]) == 2  # changes pending
 
 
 @pytest.mark.skipif(not RAW.is_dir(), reason=f"no raw data at {RAW}; set RLHF_DATA_RAW")
-@pytest.mark.parametrize("rate", ["{by: votes, votes: dawid_skene}", "{by: bradley_terry, covariates: [length]}"])
-def test_the_votes_of_llmfao_are_rated_within_seconds(project, rate):
+def test_the_votes_of_llmfao_are_rated(project):
     folder = RAW / "llmfao"
     source = (
         f"{{path: {{votes: {folder}/crowd-comparisons.csv, battles: {folder}/pairs-crowd.jsonl.gz, "
         f"models: {folder}/models.jsonl}}, adapter: llmfao}}"
     )
-    project.spec(spec(rate, source=source, shape="{to: paired, ties: soft}"))
-    started = time.perf_counter()
+    project.spec(spec("{by: votes, votes: dawid_skene}", source=source, shape="{to: paired, ties: soft}"))
     assert project.build() == 0
-    print(time.perf_counter() - started)
-    found = project.snapshot.manifest["rating"]
-    print(json.dumps(found)[:3000])
-    votes = counted(project.snapshot.manifest, "judgments")
-    assert votes["rows_in"] == 8931
-    assert found["agreement"]["votes"]["units"] == 2139 - 15  # 15 battles have one vote
+    manifest = project.snapshot.manifest
+    rows = pl.read_parquet(project.snapshot.path / "data" / "*.parquet")
+    assert rows["votes"].sum() == counted(manifest, "judgments")["rows_in"] == 8931
+    found = manifest["rating"]
+    assert found["annotators"] == 124
+    assert found["agreement"]["votes"]["units"] == (rows["votes"] > 1).sum()
     assert 0.0 < found["agreement"]["votes"]["alpha"] < 0.5
+    by_models = "{by: bradley_terry, of: model, ties: davidson, covariates: [length]}"
+    project.spec(spec(by_models, source=source, shape="{to: unpaired}"))
+    assert project.build() == 0
+    models = {model["model"]: model for model in project.snapshot.manifest["rating"]["models"]}
+    assert len(models) == 59
+    assert models["GPT 4"]["strength"] - models["Dolly v2 (12B)"]["strength"] > 3 * models["GPT 4"]["std"]
