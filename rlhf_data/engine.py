@@ -3,7 +3,6 @@
 import fcntl
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -21,6 +20,7 @@ from rlhf_data.plan import (
     Workspace,
     code_version,
     digest,
+    function_version,
     in_use,
     is_done,
     limited,
@@ -232,10 +232,7 @@ def evaluate(
 
 def _evaluation_code(verifier: str | None) -> str:
     """Digest of the code that measures: ours, and the file of the verifier."""
-    own = package_version("scoring", "training")
-    module = importlib.util.find_spec(verifier.partition(":")[0]) if verifier else None
-    file = Path(module.origin) if module and module.origin else None
-    return own + (files.digest(file) if file and file.is_file() else "")
+    return package_version("scoring", "training") + function_version(verifier)
 
 
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:

@@ -162,9 +162,8 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     for k, operation in enumerate(spec.clean, start=1):
         made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
     text = made[-1].name
-    rating = {"by": spec.rate.by, "scale": spec.rate.scale, "aspects": spec.rate.aspects, "method": spec.rate.votes}
     shares = {"test": spec.split.test, "validation": spec.split.validation}
-    made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
+    made.append(_rate_step(spec, text))
     sides = {"text": text}
     if spec.split.by == "prompt_cluster":
         near = {"threshold": spec.split.near}
@@ -219,6 +218,13 @@ def package_version(*names: str) -> str:
     return hasher.hexdigest()
 
 
+def function_version(name: str | None) -> str:
+    """Digest of the file of a user's "module:function"; empty where there is none."""
+    module = importlib.util.find_spec(name.partition(":")[0]) if name else None
+    file = Path(module.origin) if module and module.origin else None
+    return files.digest(file) if file and file.is_file() else ""
+
+
 def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None) -> Step:
     found = find_files(source.path)
     parameters = {
@@ -268,6 +274,13 @@ def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) ->
         function = f"{steps}:mask_personal_data"
         return Step(name, function, inputs, {**parameters, "version": code_version(function)}, identity=parameters)
     return Step(name, f"{steps}:mark_personal_data", inputs, {**parameters, "refuse": operation.do == "quarantine"})
+
+
+def _rate_step(spec: Spec, text: str) -> Step:
+    parameters = spec.rate.model_dump(exclude={"votes"}) | {"method": spec.rate.votes}
+    parameters["prior"] = None if spec.rate.prior == "none" else dict(spec.rate.prior)
+    identity = {**parameters, "verifier_code": function_version(spec.rate.verifier)} if spec.rate.verifier else None
+    return Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, parameters, identity)
 
 
 def _shape_step(spec: Spec, text: str) -> Step:

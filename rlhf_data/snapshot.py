@@ -196,6 +196,7 @@ def publish(
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
             "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
+            "rating": files.read_json(inputs["rate"] / "rating.json") or {},
             "score": recipe,
             "limit": limit,
             "steps": steps or {},

@@ -75,13 +75,8 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         yield from _train(spec)
     if spec.evaluate is not None and spec.train is None:
         yield ("evaluate",), "there is nothing to evaluate without train; add train or leave evaluate out"
-    if spec.evaluate is not None and spec.evaluate.verifier is not None:
-        module = spec.evaluate.verifier.partition(":")[0]
-        with suppress(ImportError, ValueError):
-            if importlib.util.find_spec(module) is not None:
-                module = ""
-        if module:
-            yield ("evaluate", "verifier"), f"no module {module} can be imported; install it, or put it on PYTHONPATH"
+    for part in ("rate", "evaluate"):
+        yield from _verifier((part, "verifier"), getattr(getattr(spec, part), "verifier", None))
     if spec.evaluate is not None and not getattr(spec.split, spec.evaluate.split):
         yield (
             ("evaluate",),
@@ -119,6 +114,16 @@ def _clean(path: Path, operation: Clean) -> Iterator[Found]:
             return
         for code in (code for code in operation.keep if code not in known):
             yield (*path, "keep"), f"no language {code!r}; use codes of ISO 639, such as en, zh, de"
+
+
+def _verifier(path: Path, name: str | None) -> Iterator[Found]:
+    """A module that cannot be imported; whether it has the function is known once it runs."""
+    module = name.partition(":")[0] if name else ""
+    with suppress(ImportError, ValueError):
+        if module and importlib.util.find_spec(module) is not None:
+            module = ""
+    if module:
+        yield path, f"no module {module} can be imported; install it, or put it on PYTHONPATH"
 
 
 def _polarity(spec: Spec) -> Iterator[Found]:
