@@ -166,7 +166,7 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
         arguments.pop(speed_only)
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
-    code = package_version("rules", "scoring", "training")
+    code = package_version("rules", "scoring", "training") + _code(*rules.modules(spec.train.rule))
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
     return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
@@ -220,10 +220,14 @@ def evaluate(
 
 def _evaluation_code(verifier: str | None) -> str:
     """Digest of the code that measures: ours, and the file of the verifier."""
-    own = package_version("scoring", "training")
-    module = importlib.util.find_spec(verifier.partition(":")[0]) if verifier else None
-    file = Path(module.origin) if module and module.origin else None
-    return own + (files.digest(file) if file and file.is_file() else "")
+    return package_version("scoring", "training") + (_code(verifier.partition(":")[0]) if verifier else "")
+
+
+def _code(*modules: str) -> str:
+    """Digests of the files of a user's own modules."""
+    found = [importlib.util.find_spec(module) for module in modules]
+    paths = [Path(one.origin) for one in found if one and one.origin]
+    return "".join(files.digest(path) for path in paths if path.is_file())
 
 
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:

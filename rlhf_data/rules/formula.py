@@ -168,7 +168,8 @@ class _Formula:
             self._root = ast.parse(text, mode="eval").body
             kind = self._check(self._root, constants)
         except SyntaxError as error:
-            raise self._wrong(f"is no formula: {error.msg}", (error.offset or 1) - 1, 1) from error
+            at = error.offset - 1 if error.offset else len(text)  # without an offset, something is missing at the end
+            raise self._wrong(f"is no formula: {error.msg}", at, 1) from error
         except (RecursionError, MemoryError) as error:
             raise ValueError(f"{key} is nested too deeply: write a shorter formula") from error
         if kind == "condition":

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_data import rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import Group, token_logps
-from rlhf_data.training import train
+from rlhf_data.training import loop, train
 from rlhf_data.training.batches import Rows, batches_from, read_rows, read_split, steps_of_epoch
 from rlhf_data.training.step import Policy, accumulate, batch
 from tests import tiny_model
@@ -168,8 +168,45 @@ def test_declared_dpo_trains_the_same_bits_as_dpo(snapshots, reference, tmp_path
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("rule", ["bco", "beta_dpo_running"])
+def test_what_a_rule_remembers_survives_a_kill(rule, snapshots, reference, tmp_path, monkeypatch):
+    def run(name: str) -> list[dict]:
+        train(
+            snapshots[rules.table(rule)],
+            tmp_path / name,
+            rule=rule,
+            model=reference,
+            max_length=MAX_LENGTH,
+            batch_size=2,
+            epochs=2,
+            learning_rate=1e-2,
+            checkpoint_every=1,
+            cache=tmp_path / "cache",
+            progress=False,
+        )
+        return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    whole = run("whole")
+    real, calls = loop._step, []
+
+    def dies_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "_step", dies_at_the_third)
+        run("killed")
+    killed = run("killed")
+    assert [line["memory"] for line in killed] == [line["memory"] for line in whole]
+    assert len({json.dumps(line["memory"]) for line in whole}) == 4
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_reward_model_is_refused_by_name(snapshots, reference, tmp_path):
-    with pytest.raises(ValueError, match="rm reads a snapshot .* no column chosen_score, rejected_score"):
+    with pytest.raises(ValueError, match=r"rm reads a snapshot .* no column chosen_score, rejected_score"):
         train(snapshots["paired"], tmp_path / "run", rule="rm", model=reference, cache=tmp_path, progress=False)
 
 
@@ -194,10 +231,10 @@ def test_no_batch_parts_the_answers_to_a_prompt(sizes, size, seed):
     batches = batches_from(0, ids, size=size, seed=seed, groups=groups)
     epoch = [next(batches) for _ in range(steps)]
     assert sorted(i for batch in epoch for i in batch) == list(range(len(ids)))
-    for batch in epoch:
-        assert all(groups.count(groups[i]) == sum(groups[j] == groups[i] for j in batch) for i in batch)
+    for rows in epoch:
+        assert all(groups.count(groups[i]) == sum(groups[j] == groups[i] for j in rows) for i in rows)
     later = batches_from(steps // 2, ids, size=size, seed=seed, groups=groups)
-    assert next(later) == (epoch + [next(batches)])[steps // 2]
+    assert next(later) == [*epoch, next(batches)][steps // 2]
 
 
 def test_a_batch_knows_the_lengths_of_both_sides():
