@@ -14,6 +14,8 @@ from tests.rules.batches import drawn, replaced, rich, tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PUSH = "beta * sigmoid(-beta * log_ratio_margin)"
+SIMPO = "b * sigmoid(g - b * (c / n_plus - r / n_minus))"
+DPOP = "b * sigmoid(-b * (D - l * max(0, c0 - c)))"
 
 
 def declared(*texts: str, **constants: float) -> dict:
@@ -37,9 +39,9 @@ def test_declared_dpo_has_the_bits_of_dpo(data, beta):
         ("dpo", ["beta * (p - sigmoid(beta * D))"] * 2, {"beta": 0.1}),
         ("ipo", ["2 * (1 / (2 * tau) - D)"] * 2, {"tau": 0.1}),
         ("hinge", ["where(beta * D < 1, beta, 0)"] * 2, {"beta": 0.1}),
-        ("slic", ["(c - r < 1) * 1 + k" if False else "where(c - r < 1, 1, 0) + k", "where(c - r < 1, 1, 0)"], {"k": 0.1}),
-        ("simpo", [f"b * sigmoid(g - b * (c / n_plus - r / n_minus)) / {n}" for n in ("n_plus", "n_minus")], {"b": 2.0, "g": 1.0}),
-        ("dpop", ["b * sigmoid(-b * (D - l * max(0, c0 - c))) * (1 + where(c < c0, l, 0))", "b * sigmoid(-b * (D - l * max(0, c0 - c)))"], {"b": 0.1, "l": 50.0}),
+        ("slic", [f"where(c - r < 1, 1, 0){more}" for more in (" + k", "")], {"k": 0.1}),
+        ("simpo", [f"{SIMPO} / n_plus", f"{SIMPO} / n_minus"], {"b": 2.0, "g": 1.0}),
+        ("dpop", [f"{DPOP} * (1 + where(c < c0, l, 0))", DPOP], {"b": 0.1, "l": 50.0}),
         ("odpo", ["beta * sigmoid(log(m) - beta * D)"] * 2, {"beta": 0.1}),
         ("ppo", ["where((R > 0 and exp(a) < 1 + e) or (R < 0 and exp(a) > 1 - e), exp(a) * R, 0)"], {"e": 0.2}),
         ("apa", ["2 * (R - a)"], {}),
