@@ -57,7 +57,7 @@ def added(terms: list[Term]) -> tuple[Callable[..., Any], Callable[..., Any]]:
         given = [_on(term, paired, term.weigh, values) for term in terms]
         parts = [_sides(weights, paired, [values[row] for row in rows]) for weights in given]
         factors = [term.coefficient for term in terms]
-        sides = [sum(k * w for k, w in zip(factors, side, strict=True)) for side in zip(*parts, strict=True)]
+        sides: list[Any] = [sum(k * w for k, w in zip(factors, side, strict=True)) for side in zip(*parts, strict=True)]
         if paired:
             return (PairTokenWeights if tokens else PairWeights)(*sides)
         return TokenWeights(*sides) if tokens else sides[0]
