@@ -43,7 +43,7 @@ def test_a_declared_rule_goes_from_the_spec_to_the_report(rule, name, project):
 
 def test_a_run_is_another_where_the_file_of_its_rule_changed(project, monkeypatch):
     rule = project.folder / "rule_of_a_test.py"
-    text = "def rule(margin: 'Tensor', *, k: float = 1.0) -> 'PairWeights':\n    return PairWeights(margin * k, margin)\n"
+    text = "def rule(margin: 'Tensor', *, k: float = 1.0) -> 'PairWeights': return PairWeights(margin * k, margin)\n"
     rule.write_text(text)
     monkeypatch.syspath_prepend(str(project.folder))
     project.spec(with_rule("'rule_of_a_test:rule'").replace("max_steps", "k: 2.0, max_steps"))
