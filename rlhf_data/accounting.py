@@ -46,3 +46,15 @@ def total(counts: list[Count], kind: str) -> Counter[str]:
     for count in counts:
         summed.update(getattr(count, kind))
     return summed
+
+
+def summed(counts: list[Count]) -> Count:
+    """The counts of parts of one step, of one unit, as one."""
+    first = counts[0]
+    return Count(
+        first.step,
+        first.unit,
+        sum(count.rows_in for count in counts),
+        sum(count.out for count in counts),
+        *(dict(total(counts, kind)) for kind in ("merged", "quarantined", "filtered")),
+    )

@@ -19,8 +19,13 @@ from rlhf_data.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import polars as pl
+
     from rlhf_data.plan import Workspace
     from rlhf_data.spec import Spec
+    from rlhf_data.whatif import Weighed
 
 app = typer.Typer(
     add_completion=False,
@@ -35,6 +40,14 @@ Variables = Annotated[list[str] | None, typer.Option("--var", help="NAME=VALUE f
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the spec, such as train.beta=0.2.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N records of each raw file: a quick look.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RuleList = Annotated[
+    str | None, typer.Option("--rules", help="RULE or RULE:PARAMETER=VALUE:…, with commas between; all: all that fit.")
+]
+PolicyTable = Annotated[Path | None, typer.Option("--policy", help="Parquet of completion_id, logps (nats, summed).")]
+PolicyModel = Annotated[str | None, typer.Option("--model", help="Score this model's folder, through the score store.")]
+PolicyRun = Annotated[str | None, typer.Option("--run", help="Score the latest policy of this spec.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step, for rules whose weights depend on other rows.")]
+SplitOf = Annotated[str, typer.Option("--split", help="Rows of which split.")]
 DEFAULT_WORKSPACE = Path(".rlhf")
 STOPPED = 130  # the exit code of Ctrl-C
 
@@ -272,28 +285,74 @@ def evaluate(
 
 
 @app.command()
-def rules(as_json: AsJson = False) -> None:
-    """List the weighting rules."""
-    from rlhf_data import rules as known
+def rules(
+    name: Annotated[str | None, typer.Argument(help="One rule, shown in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the weighting rules, or show one.
 
+    Formula, inputs, table, parameters and reference; docs/rules.md has the curves too.
+    """
+    from rlhf_data import rules as known
+    from rlhf_data.whatif import page
+
+    if name is not None:
+        one = page.about(name)
+        print(json.dumps(page.as_dict(one), ensure_ascii=False) if as_json else page.in_terminal(one))
+        return
+    everything = [page.about(each) for each in known.RULES]
+    if not as_json:
+        print("\n".join(page.listed(everything)))
+        return
+    keys = ("table", "formula", "columns", "source", "batch")
     listed = [
         {
-            "rule": name,
-            "table": known.table(name),
-            "needs": list(known.needs(name)),
-            "parameters": known.parameters(name),
-            "about": (known.RULES[name].__doc__ or "").strip().splitlines()[0],
+            "rule": one.name,
+            "needs": list(one.needs),
+            "parameters": {parameter.name: parameter.default for parameter in one.parameters},
+            "about": one.first,
+            **{key: getattr(one, key) for key in keys},
         }
-        for name in known.RULES
+        for one in everything
     ]
+    print(json.dumps(listed, ensure_ascii=False))
+
+
+@app.command()
+def weights(
+    snapshot: Annotated[Path, typer.Argument(help="A scored snapshot, or the folder of its versions.")],
+    rules: RuleList = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet to write: ids, row weights and each rule's weights.")
+    ] = None,
+    policy: PolicyTable = None,
+    model: PolicyModel = None,
+    run: PolicyRun = None,
+    split: SplitOf = "train",
+    batch_size: BatchSize = 16,
+    seed: Annotated[int, typer.Option(help="Of the order of rows in those steps.")] = 0,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Weigh a snapshot's rows by rules, before training.
+
+    Unless a policy is named it is the reference itself, as at the first step: every log-ratio is 0. The row's own
+    weight is not multiplied in; it is a column of its own.
+    """
+    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace)
+    if out is not None:
+        made.weights.write_parquet(out, compression="lz4", statistics=False)
+    from rlhf_data.whatif.summary import in_words, summary
+
+    told = {"rows": made.weights.height, "out": str(out) if out else None, "rules": summary(made)}
+    for note in [*made.notes, *made.left_out.values()]:
+        say(note)
     if as_json:
-        print(json.dumps(listed))
-        return
-    width = max(len(rule["rule"]) for rule in listed)
-    for rule in listed:
-        parameters = ", ".join(f"{key}={value}" for key, value in rule["parameters"].items())
-        print(f"{rule['rule']:<{width}} {rule['table']:<9} {rule['about']}")
-        print(f"{'':<{width}} needs {', '.join(rule['needs'])}; {parameters or 'no parameters'}")
+        print(json.dumps({**told, "notes": made.notes, "left_out": made.left_out}))
+    else:
+        print("\n".join(in_words(told["rules"])))
+        if out is not None:
+            print(f"{out}: {rows_in_words({split: made.weights.height})}, {made.weights.width} columns")
 
 
 @app.command()
@@ -349,11 +408,42 @@ def quarantine(
 @app.command()
 def report(
     snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    rules: RuleList = None,
+    out: Annotated[Path, typer.Option(help="Where the page of --rules goes.")] = Path("weights.html"),
+    policy: PolicyTable = None,
+    model: PolicyModel = None,
+    run: PolicyRun = None,
+    probe: Annotated[int, typer.Option(min=0, help="Measure the gradients of N rows of each source.")] = 0,
+    split: SplitOf = "train",
+    batch_size: BatchSize = 16,
+    seed: Annotated[int, typer.Option(help="Of the order of rows in those steps, and of the rows to probe.")] = 0,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
 ) -> None:
-    """Print where a snapshot's HTML report is."""
+    """Print where a snapshot's HTML report is, or compare rules on it.
+
+    With --rules: a page of where each rule's gradient would come from, before training; --json gives its figures.
+    Without a policy named, it is the reference itself. --probe runs the policy backward over a few rows.
+    """
     from rlhf_data.snapshot import resolve
 
-    print(resolve(snapshot) / "report.html")
+    if rules is None:
+        page = resolve(snapshot) / "report.html"
+        print(json.dumps({"report": str(page)}) if as_json else page)
+        return
+    from rlhf_data.report import weights_page
+    from rlhf_data.whatif.figures import ALSO, figures
+
+    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace, ALSO)
+    known = None
+    if probe:
+        from rlhf_data.whatif.probe import probe as measure
+
+        policy_model = _policy_model(model, run, workspace)
+        known = measure(snapshot, policy_model, split=split, each=probe, seed=seed, cache=_workspace(workspace).root)
+    found = figures(snapshot, made, split=split, known=known)
+    out.write_text(weights_page(found), encoding="utf-8")
+    print(json.dumps({"report": str(out), **found}, ensure_ascii=False) if as_json else out)
 
 
 @app.command()
@@ -398,6 +488,56 @@ def deploy(
     for schedule in schedules:
         command += ["--cron", schedule.cron, "--timezone", schedule.timezone]
     return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def _weighed(
+    snapshot: Path,
+    rules: str | None,
+    policy: Path | None,
+    model: str | None,
+    run: str | None,
+    split: str,
+    batch_size: int,
+    seed: int,
+    workspace: Path,
+    also: tuple[str, ...] = (),
+) -> "Weighed":
+    """The weights that a command asks for."""
+    from rlhf_data import whatif
+
+    if not rules:
+        raise ValueError("no rule is named: write --rules dpo,simpo, or --rules all; `rlhf-data rules` lists them")
+    asked = None if rules == "all" else whatif.parse(rules)
+    given = _policy(snapshot, policy, model, run, split, workspace)
+    return whatif.weigh(snapshot, asked, split=split, policy=given, batch_size=batch_size, seed=seed, also=also)
+
+
+def _policy(
+    snapshot: Path, policy: Path | None, model: str | None, run: str | None, split: str, workspace: Path
+) -> "Callable[[], pl.DataFrame] | None":
+    """What gives the log-probs of the policy that a command names; None where it names none."""
+    if sum(given is not None for given in (policy, model, run)) > 1:
+        raise ValueError("--policy, --model and --run each name the policy: give one of them")
+    if policy is None and model is None and run is None:
+        return None
+    from rlhf_data.whatif.policy import read_policy, score_policy
+
+    if policy is not None:
+        return lambda: read_policy(policy)
+    space = _workspace(workspace)
+    reference = _policy_model(model, run, workspace)
+    assert reference is not None
+    return lambda: score_policy(snapshot, reference, split=split, store=space.scores, cache=space.root)
+
+
+def _policy_model(model: str | None, run: str | None, workspace: Path) -> dict[str, str] | None:
+    """The model that a command names, by its folder or by the spec that trained it."""
+    if model is None and run is None:
+        return None
+    folder = _workspace(workspace).model_of(run) if run else Path(model or "")
+    if folder is None or not folder.is_dir():
+        raise ValueError(f"there is no trained policy of {run}: train it first" if run else f"{model} is no folder")
+    return {"path": str(folder)}
 
 
 def _specs(place: Path, variables: list[str] | None, overrides: list[str] | None, workspace: Path) -> list["Spec"]:

@@ -8,7 +8,7 @@ import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,10 +248,27 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["inputs"] = inputs
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+    if "tokenizer" in parameters:
+        parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
+    if "chunks" in wanted:
+        parameters["chunks"] = workspace.chunks
     if "counts" in wanted:
         steps = dict.fromkeys(inputs.values())
         parameters["counts"] = [count for folder in steps for count in read_counts(folder)]
     return functools.partial(function, **parameters)  # type: ignore[return-value]
+
+
+def _token_counter(model: dict[str, Any], workspace: Workspace) -> Callable[[Sequence[str]], list[int]]:
+    """Texts → how many tokens each has, by the tokenizer of a model."""
+    from rlhf_data.scoring.models import load_tokenizer
+
+    tokenizer = load_tokenizer(model, cache=workspace.root)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        batches = (texts[start : start + 10_000] for start in range(0, len(texts), 10_000))
+        return [len(ids) for batch in batches for ids in tokenizer(list(batch), add_special_tokens=False)["input_ids"]]
+
+    return count
 
 
 def _scorer(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, Path], dict[str, Any]]:

@@ -6,7 +6,9 @@ which no engine's own `hash()` promises.
 
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import polars as pl
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
@@ -47,13 +49,26 @@ def completion_ids(prompt_id: pl.Series, completion: pl.Series) -> pl.Series:
     return pair_ids(prompt_id, completion, "completion_id")
 
 
+def bits(ids: pl.Series) -> pl.Series:
+    """The first 64 bits of content ids (32 hex digits each): what draws are mixed from."""
+    return ids.str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64)
+
+
 def keyed_hash(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
     """A UInt64 per id that depends on nothing but (purpose, seed, id).
 
     Ranking by it samples rows in a way that neither the order of rows nor rows that arrive later can change.
+
+    Args:
+        ids: content ids, or their `bits`, which are mixed with the key (SplitMix64's finaliser).
+        purpose: what it is drawn for; two purposes have nothing in common.
+        seed: of the spec.
     """
-    key = xxh3_64_intdigest(f"{purpose}:{seed}".encode())
-    return pl.Series(ids.name, [xxh3_64_intdigest(i.encode(), seed=key) for i in ids.to_list()], dtype=pl.UInt64)
+    key = np.uint64(xxh3_64_intdigest(f"{purpose}:{seed}".encode()))
+    mixed = (ids if ids.dtype == pl.UInt64 else bits(ids)).to_numpy() ^ key
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return pl.Series(ids.name, mixed ^ (mixed >> np.uint64(31)), dtype=pl.UInt64)
 
 
 def keyed_fraction(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
@@ -80,4 +95,5 @@ def _normalised(text: str) -> str:
 
 
 def _digests(values: pl.Series | Sequence[str | None], name: str) -> pl.Series:
-    return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v.encode()) for v in values], dtype=pl.String)
+    texts: Any = values.cast(pl.Binary) if isinstance(values, pl.Series) else [v and v.encode() for v in values]
+    return pl.Series(name, [None if v is None else xxh3_128_hexdigest(v) for v in texts], dtype=pl.String)

@@ -18,12 +18,13 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from rlhf_data import files, tables
 from rlhf_data.snapshot import intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import Source, Spec
+from rlhf_data.spec.sections import Clean, Source, Spec
+from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
 CALLED = {"rlhf_data.reference:attach": ("scoring",), "rlhf_data.snapshot:publish": ("report",)}
 # Code that every data step leans on.
-SHARED = ("ids.py", "tables.py", "quarantine.py", "accounting.py", "shape/partners.py")
+SHARED = ("ids.py", "tables.py", "texts.py", "quarantine.py", "accounting.py", "shape/partners.py")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Workspace:
 
     def step(self, fingerprint: str) -> Path:
         return self.root / "steps" / fingerprint
+
+    @property
+    def chunks(self) -> Path:
+        return self.root / "chunks"
 
     @property
     def scores(self) -> Path:
@@ -134,18 +139,19 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     made = [_read_step(name, source, workspace, limit) for name, source in spec.sources.items()]
     made.append(Step("collect", "rlhf_data.clean.collect:collect", {s.name: s.name for s in made}))
     for k, operation in enumerate(spec.clean, start=1):
-        parameters = {"where": operation.where, "step": f"clean:{k}"}
-        made.append(
-            Step(f"clean:{k}", "rlhf_data.clean.filter:filter_completions", {"text": made[-1].name}, parameters)
-        )
+        made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
     text = made[-1].name
     rating = {"by": spec.rate.by, "scale": spec.rate.scale, "aspects": spec.rate.aspects, "method": spec.rate.votes}
     shares = {"test": spec.split.test, "validation": spec.split.validation}
     made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
-    made.append(Step("split", "rlhf_data.shape.split:split", {"text": text}, shares))
-    made.append(_shape_step(spec))
-    weight = {"table": spec.shape.to, **spec.weigh.weight.model_dump()}
-    made.append(Step("weigh", "rlhf_data.weigh.weight:weigh", {"shape": "shape"}, weight))
+    sides = {"text": text}
+    if spec.split.by == "prompt_cluster":
+        near = {"threshold": spec.split.near}
+        made.append(Step("clusters", "rlhf_data.clean.steps:cluster_prompts", {"text": text}, near))
+        sides["clusters"] = "clusters"
+    made.append(Step("split", "rlhf_data.shape.split:split", sides, shares))
+    made.append(_shape_step(spec, text))
+    made.append(_weigh_step(spec, text, workspace, limit))
     if spec.score is not None:
         made.append(_score_step(spec, text, workspace, limit))
     made.append(_publish_step(spec, made, text, limit, workspace))
@@ -204,8 +210,11 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
         table: [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
         for table, paths in {**found, **_data_set_files(source.hf)}.items()
     }
+    function = "rlhf_data.sources.ingest:ingest"
+    digests = {table: [digest for _, digest in named] for table, named in content.items()}
+    identity = {**parameters, "files": content}
     return Step(
-        f"read:{name}", "rlhf_data.sources.ingest:ingest", {}, parameters, identity={**parameters, "files": content}
+        f"read:{name}", function, {}, {**parameters, "digests": digests, "version": code_version(function)}, identity
     )
 
 
@@ -215,16 +224,72 @@ def _data_set_files(hf: str | None) -> dict[str, list[Path]]:
     return {"hf": sorted(p for p in folder.rglob("*") if p.is_file())} if hf and folder.is_dir() else {}
 
 
-def _shape_step(spec: Spec) -> Step:
+def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) -> Step:
+    steps, inputs = "rlhf_data.clean.steps", {"text": text}
+    of = {} if operation.of is None else {"of": operation.of}
+    if operation.op == "filter":
+        parameters = {"where": operation.where, "step": name}
+        return Step(name, "rlhf_data.clean.filter:filter_completions", inputs, parameters)
+    if operation.op == "dedup":
+        keys = {"keys": sorted(operation.keys or (), reverse=True), "threshold": operation.near}
+        return Step(name, f"{steps}:dedup", inputs, {**keys, "prefer": operation.prefer, "step": name})
+    if operation.op == "decontaminate":
+        paths = [path for named in find_files(operation.against).values() for path in named]
+        content = [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
+        said = {"ngram": operation.ngram, "step": name, **of}
+        parameters = {"files": [str(path) for path in paths], **said}
+        return Step(name, f"{steps}:decontaminate", inputs, parameters, identity={"files": {"raw": content}, **said})
+    if operation.op == "language":
+        parameters = {"keep": operation.keep, "min_confidence": operation.min_confidence, "step": name, **of}
+        return Step(name, f"{steps}:keep_languages", inputs, parameters)
+    parameters = {"kinds": operation.kinds, "step": name, **of}
+    if operation.do == "mask":
+        function = f"{steps}:mask_personal_data"
+        return Step(name, function, inputs, {**parameters, "version": code_version(function)}, identity=parameters)
+    return Step(name, f"{steps}:mark_personal_data", inputs, {**parameters, "refuse": operation.do == "quarantine"})
+
+
+def _shape_step(spec: Spec, text: str) -> Step:
     shape = spec.shape
-    inputs = {"rate": "rate", "split": "split"}
+    inputs = {"rate": "rate", "split": "split", "text": text}
     if shape.to == "paired":
-        parameters = {"pairing": shape.pairing, "min_margin": shape.min_margin, "ties": shape.ties, "seed": spec.seed}
+        parameters: dict[str, Any] = {
+            key: getattr(shape, key) for key in ("pairing", "min_margin", "max_pairs_per_prompt", "ties")
+        }
+        parameters["seed"] = spec.seed
         parameters["sources"] = list(spec.sources)
         return Step("shape", "rlhf_data.shape.paired:to_paired", inputs, parameters)
-    parameters = {"label": shape.label, "threshold": shape.threshold, "gap": shape.gap, "ties": shape.ties}
+    parameters = {key: getattr(shape, key) for key in ("label", "threshold", "gap", "ties", "balance")}
+    parameters["seed"] = spec.seed
     parameters["sources"] = list(spec.sources)
     return Step("shape", "rlhf_data.shape.unpaired:to_unpaired", inputs, parameters)
+
+
+def _weigh_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
+    weight = spec.weigh.weight.model_dump(exclude={"table"})
+    learnt = spec.weigh.weight.table
+    parameters = {
+        "table": spec.shape.to,
+        "seed": spec.seed,
+        **spec.weigh.model_dump(exclude={"weight"}),
+        **weight,
+        "learnt": learnt.model_dump() if learnt else None,
+    }
+    identity = dict(parameters)
+    if learnt is not None:
+        if not Path(learnt.path).is_file():
+            raise ValueError(f"weigh.weight.table: no file {learnt.path} (a relative path starts at {Path.cwd()})")
+        identity["learnt_digest"] = files.digests([Path(learnt.path)], workspace.digests)
+    if spec.weigh.of == "tokens":
+        from rlhf_data.scoring.identity import tokenizer_hash
+
+        section = spec.score or spec.train
+        assert section is not None  # `check` has asked for one
+        model = resolve_model(section.model, workspace, limit)
+        parameters["tokenizer"] = model
+        identity["tokenizer"] = tokenizer_hash(model, workspace.root)
+    inputs = {"shape": "shape", "text": text, "rate": "rate"}
+    return Step("weigh", "rlhf_data.weigh.weight:weigh", inputs, parameters, identity)
 
 
 def _score_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
@@ -244,12 +309,14 @@ def _score_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) 
         **recipe,
         **{key: parameters[key] for key in ("table", "partners", "seed")},
     }
-    return Step("score", "rlhf_data.reference:attach", {"weigh": "weigh", "text": text}, parameters, identity)
+    return Step(
+        "score", "rlhf_data.reference:attach", {"weigh": "weigh", "text": text, "rate": "rate"}, parameters, identity
+    )
 
 
 def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:
     lock = _as_yaml(spec.model_dump(exclude_unset=True))  # as it was written: it can be built again
-    inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text}
+    inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text, "rate": "rate"}
     to = limited(spec.publish.to.rstrip("/"), limit)
     sources = {
         name: {
@@ -294,6 +361,8 @@ def _as_yaml(tree: dict[str, Any]) -> str:
 def is_done(step: Path) -> bool:
     """Whether a step's folder holds its result: of a publish step, that its snapshot is whole."""
     if not (step / "_SUCCESS").is_file():
+        return False
+    if missing_chunks(step):
         return False
     pointer = step / "snapshot.json"
     return not pointer.is_file() or intact(Path((files.read_json(pointer) or {}).get("path", "")))

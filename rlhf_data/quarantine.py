@@ -1,10 +1,11 @@
 """Rows that a step refuses, on their way to the quarantine table."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from rlhf_data import tables
+from rlhf_data import tables, texts
 
 
 class Refusal(NamedTuple):
@@ -12,7 +13,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         code: "thing.problem", such as "rating.out_of_scale".
-        rows: the rows; `source` and `raw_ref` (one or a list) among their columns.
+        rows: the rows, by row numbers; with `source`, and with `judgment_rows` or, of judgments, file and record.
         detail: what was expected.
     """
 
@@ -21,17 +22,30 @@ class Refusal(NamedTuple):
     detail: str | None = None
 
 
-def refusals(refused: list[Refusal], step: str) -> pl.DataFrame:
-    """The rows of all refusals as one quarantine table; each row whole, as JSON."""
-    frames = [
-        r.rows.select(
-            "source",
-            raw_ref="raw_ref" if isinstance(r.rows.schema["raw_ref"], pl.List) else pl.concat_list("raw_ref"),
-            step=pl.lit(step),
-            code=pl.lit(r.code),
-            detail=pl.lit(r.detail, dtype=pl.String),
-            row=pl.struct(pl.all()).struct.json_encode(),
-        )
-        for r in refused
-    ]
-    return pl.concat([tables.empty("quarantine"), *frames])
+def refusals(refused: list[Refusal], step: str, text: Path, rate: Path | None = None) -> pl.DataFrame:
+    """The rows of all refusals as one quarantine table; each row whole, as JSON, with ids and lineage.
+
+    Args:
+        refused: may be without rows.
+        step: which refused them.
+        text: the text folder that the row numbers are of.
+        rate: the folder of what was rated, where the rows are pairs.
+    """
+    frames = [tables.empty("quarantine")]
+    refused = [refusal for refusal in refused if refusal.rows.height]
+    if refused:
+        names, behind = texts.names(text), None if rate is None else texts.behind(rate)
+        for refusal in refused:
+            known = refusal.rows if behind is None else texts.with_judgments(refusal.rows, behind)
+            rows = texts.identify(known, names).with_columns(pl.col(pl.Categorical).cast(pl.String))
+            frames.append(
+                rows.select(
+                    "source",
+                    "raw_ref",
+                    step=pl.lit(step),
+                    code=pl.lit(refusal.code),
+                    detail=pl.lit(refusal.detail, dtype=pl.String),
+                    row=pl.struct(pl.all()).struct.json_encode(),
+                )
+            )
+    return pl.concat(frames)

@@ -6,23 +6,24 @@
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 from xxhash import xxh3_128
 
-from rlhf_data import files, tables
+from rlhf_data import files, ids, tables, texts
 from rlhf_data.accounting import Count
+from rlhf_data.expectations import TOLD, effective_rows, unmet
 
 if TYPE_CHECKING:
     import datasets
 
 ROWS_PER_FILE = 250_000
+FILES_AT_ONCE = 2  # whose texts are in memory together
 SPLITS = ("train", "validation", "test")
 # Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
 SCORES = (
@@ -32,6 +33,8 @@ SCORES = (
 
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
+KEYS = {"paired": ["prompt_row", "chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
+HASHED = 50_000  # rows that enter a content hash at once
 
 
 class ExpectationError(ValueError):
@@ -94,7 +97,14 @@ def resolve(path: Path) -> Path:
 def intact(snapshot: Path) -> bool:
     """Whether every file of a finished snapshot is there, the data as long as when they were written."""
     manifest = files.read_json(snapshot / "manifest.json")
-    beside = ("_SUCCESS", "README.md", "report.html", "spec.lock.yaml", "quarantine/quarantine.parquet")
+    beside = (
+        "_SUCCESS",
+        "README.md",
+        "report.html",
+        "spec.lock.yaml",
+        "contract.yaml",
+        "quarantine/quarantine.parquet",
+    )
     return (
         manifest is not None
         and all((snapshot / name).is_file() for name in beside)
@@ -124,7 +134,8 @@ def publish(
     """Join the texts to the rows and publish them, unless the latest snapshot has the same content already.
 
     Args:
-        inputs: "rows" (rows, perhaps score.json), "text" (prompts, completions), and every step, for its quarantine.
+        inputs: "rows" (rows, perhaps score.json), "text" and "rate", which they are of, and every step, for its
+            quarantine.
         out: gets snapshot.json, which names the published folder.
         to: folder of the snapshot's versions.
         name: the spec's name.
@@ -134,7 +145,7 @@ def publish(
         spec_hash: its digest.
         sources: what the manifest says of each source.
         counts: the accounting of all steps before.
-        expect: what must hold: rows [fewest, most], quarantine_rate.
+        expect: what must hold, see `expectations.unmet`; it is asked before the data is written and of what was.
         limit: records per source, where this is a quick look.
 
     Raises:
@@ -151,15 +162,22 @@ def publish(
         ]
     )
     if limit is not None:  # a quick look has fewer rows than is expected of the whole
-        expect = {key: value for key, value in expect.items() if key != "rows"}
-    _expect(rows.height, quarantine, counts, expect)
+        expect = {key: value for key, value in expect.items() if key not in ("rows", "categories")}
+
+    def check(told: pl.DataFrame) -> None:
+        failed = unmet(told, expect, refused=quarantine, counts=counts)
+        if failed:
+            raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))
+
+    check(rows.rename({"prompt_row": "prompt"}))
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
-    whole = _with_texts(rows, inputs["text"], table)
-    content = content_hash(whole)
+    rows = rows.sort(KEYS[table])
+    known = _Known(texts.names(inputs["text"]), texts.behind(inputs["rate"]))
+    content = content_hash(_identified(part, known, table) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
-    said = {"about": about, "quarantine_hash": content_hash(quarantine)}
+    said = {"about": about, "quarantine_hash": content_hash(quarantine.iter_slices(HASHED))}
     same = _latest_with(versions, content, recipe, said, licenses)
     if same is None:
         manifest = {
@@ -171,6 +189,7 @@ def publish(
             "content_hash": content,
             "spec_hash": spec_hash,
             "parent": _latest_id(versions),
+            "mix": _mix(rows, files.read_json(inputs["weigh"] / "mix.json") if "weigh" in inputs else None),
             "rows": {split: rows.filter(pl.col("split") == split).height for split in _splits(rows)},
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
@@ -179,20 +198,39 @@ def publish(
             "limit": limit,
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
-        same = _write(versions, manifest, whole, quarantine, spec_lock)
+        same = _write(versions, manifest, rows, inputs["text"], known, quarantine, spec_lock, check)
     set_latest(same)
     (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
     return []
 
 
-def content_hash(rows: pl.DataFrame) -> str:
-    """Digest of a table's data columns, in the rows' order; ids stand for texts."""
-    data = rows.drop([column for column in (*SCORES, *TEXTS) if column in rows.columns])
+def content_hash(parts: Iterable[pl.DataFrame]) -> str:
+    """Digest of a table's data columns, in the rows' order; ids stand for texts.
+
+    Args:
+        parts: the table, cut into frames of HASHED rows.
+    """
     digest = xxh3_128()
-    for part in data.iter_slices(50_000):
-        for row in part.select(pl.struct(pl.all()).struct.json_encode()).to_series():
-            digest.update(row.encode())
+    for part in parts:
+        for name in part.columns:
+            if name not in SCORES and name not in TEXTS:
+                digest.update(name.encode())
+                for held in _bytes(part[name]):
+                    digest.update(held)
     return digest.hexdigest()
+
+
+def _bytes(values: pl.Series) -> Iterable[bytes]:
+    """A column as bytes that no other column has: lengths or nulls first, then the values one after the other."""
+    if isinstance(values.dtype, pl.List):
+        yield values.list.len().fill_null(-1).cast(pl.Int64).to_numpy().tobytes()
+        yield from _bytes(values.explode(empty_as_null=False, keep_nulls=False))
+    elif values.dtype == pl.String:
+        yield values.str.len_bytes().cast(pl.Int64).fill_null(-1).to_numpy().tobytes()
+        yield (values.str.join("").item() or "").encode()
+    else:
+        yield values.is_null().to_numpy().tobytes()
+        yield values.cast(pl.Int8 if values.dtype == pl.Boolean else values.dtype).fill_null(0).to_numpy().tobytes()
 
 
 def set_latest(snapshot: Path) -> None:
@@ -201,56 +239,53 @@ def set_latest(snapshot: Path) -> None:
     files.write_text(ref, snapshot.name + "\n")
 
 
-def _expect(rows: int, quarantine: pl.DataFrame, counts: list[Count], expect: dict[str, Any]) -> None:
-    failed = []
-    fewest, most = expect.get("rows") or (None, None)
-    if fewest is not None and rows < fewest:
-        failed.append(f"expect.rows: {rows} rows, fewer than {fewest}")
-    if most is not None and rows > most:
-        failed.append(f"expect.rows: {rows} rows, more than {most}")
-    if not rows:
-        went = Counter[str]()
-        for count in counts:
-            went.update(count.quarantined)
-            went.update(count.filtered)
-        reasons = ", ".join(f"{reason} {n}" for reason, n in went.most_common(5))
-        failed.append(f"no row is left; they went to: {reasons or 'nowhere, the sources are empty'}")
-    limit = expect.get("quarantine_rate")
-    rate = quarantine.height / max(1, _read(counts))
-    if limit is not None and rate > limit:
-        codes = quarantine["code"].value_counts(sort=True).head(5)
-        reasons = ", ".join(f"{code} {n}" for code, n in codes.iter_rows())
-        failed.append(
-            f"expect.quarantine_rate: {quarantine.height} rows are refused, {rate:.1%} of what was read, "
-            f"more than {limit:.1%}: {reasons}"
-        )
-    if failed:
-        raise ExpectationError("nothing was published:\n  " + "\n  ".join(failed))
-
-
-def _read(counts: list[Count]) -> int:
-    """How much was read: observations, or records where those are more."""
-    entered: dict[str, int] = {}
-    for count in counts:
-        if count.unit in ("records", "observations"):
-            entered[count.step] = max(entered.get(count.step, 0), count.rows_in)
-    return sum(entered.values())
+def _mix(rows: pl.DataFrame, available: dict[str, int] | None) -> dict[str, dict[str, float]]:
+    """Of each source's train rows: how many, their weight, its share, the effective sample size, and how often an epoch
+    of the mix passes over the source, in weight and as rows that there were before the mix was drawn.
+    """
+    train = rows.filter(pl.col("split") == "train")
+    total = float(train["weight"].sum())
+    found = {}
+    for (source,), part in train.group_by(pl.col("source").cast(pl.String), maintain_order=True):
+        weight, there = float(part["weight"].sum()), (available or {}).get(str(source), part.height)
+        found[str(source)] = {
+            "rows": part.height,
+            "weight": weight,
+            "share": weight / total if total else 0.0,
+            "effective_rows": effective_rows(part["weight"]),
+            "epochs": weight / (total / train.height) / there if total and there else 0.0,
+        }
+    return dict(sorted(found.items()))
 
 
 def _records(counts: list[Count], source: str) -> int:
     return sum(count.rows_in for count in counts if count.step == f"read:{source}" and count.unit == "records")
 
 
-def _with_texts(rows: pl.DataFrame, text: Path, table: str) -> pl.DataFrame:
-    prompts = tables.scan(text / "prompts.parquet", "prompts").select("prompt_id", "prompt")
-    completions = tables.scan(text / "completions.parquet", "completions")
-    joined = rows.lazy().join(prompts, on="prompt_id", maintain_order="left")
-    sides = {"chosen_id": "chosen", "rejected_id": "rejected"} if table == "paired" else {"completion_id": "completion"}
-    for key, name in sides.items():
-        extra = ["model"] if table == "unpaired" else []
-        side = completions.select(pl.col("completion_id").alias(key), pl.col("completion").alias(name), *extra)
-        joined = joined.join(side, on=key, maintain_order="left")
-    return joined.select(list(tables.columns(table))).collect()
+class _Known(NamedTuple):
+    names: texts.Names
+    behind: texts.Behind
+
+
+def _identified(rows: pl.DataFrame, known: _Known, table: str) -> pl.DataFrame:
+    """Rows as they are published, but for their texts: ids and lineage in place of row numbers."""
+    if table == "paired":
+        rows = texts.with_judgments(rows, known.behind)
+    else:
+        rows = rows.with_columns(texts.looked_up(rows["completion_row"], known.names.completions, "model"))
+    named = texts.identify(rows, known.names).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    if table == "paired":
+        named = named.with_columns(ids.pair_ids(named["chosen_id"], named["rejected_id"], "pair_id"))
+    return named.select([column for column in tables.columns(table) if column in named.columns])
+
+
+def _with_texts(rows: pl.DataFrame, known: _Known, table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """Rows as they are published; `held` has the texts by row number."""
+    found = [texts.looked_up(rows["prompt_row"], held["prompt"], "prompt")]
+    for name in ("chosen", "rejected", "completion"):
+        if f"{name}_row" in rows.columns:
+            found.append(texts.looked_up(rows[f"{name}_row"], held["completion"], "completion").alias(name))
+    return _identified(rows, known, table).with_columns(found).select(list(tables.columns(table)))
 
 
 def _splits(rows: pl.DataFrame) -> list[str]:
@@ -299,41 +334,66 @@ def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _write(
-    versions: Path, manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.DataFrame, spec_lock: str
+    versions: Path,
+    manifest: dict[str, Any],
+    rows: pl.DataFrame,
+    text: Path,
+    known: _Known,
+    quarantine: pl.DataFrame,
+    spec_lock: str,
+    check: Callable[[pl.DataFrame], None],
 ) -> Path:
     from rlhf_data.report import card, snapshot_page
 
     wanted = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{manifest['content_hash'][:12]}"
     taken = len(list(versions.glob(f"{wanted}*")))  # within one second: scored anew, or never finished
     manifest["id"] = f"{wanted}-{taken + 1}" if taken else wanted
-    final = versions / manifest["id"]
+    final, table = versions / manifest["id"], manifest["table"]
     with files.whole_folder(final) as folder:
         (folder / "data").mkdir()
         (folder / "quarantine").mkdir()
         for split in manifest["rows"]:
-            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, manifest["table"])
+            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
-        manifest["files"] = list(_files(folder, manifest["table"]))
+        manifest["files"] = list(_files(folder, table))
+        published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
+        told = [name for name in TOLD if name in tables.columns(table)]
+        check(published.select(*told, prompt="prompt_id").collect(engine="streaming"))
         files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
         files.write_text(folder / "README.md", card(manifest))
-        files.write_text(folder / "report.html", snapshot_page(manifest, rows, quarantine))
+        files.write_text(folder / "report.html", snapshot_page(manifest, published, quarantine))
         files.write_text(folder / "spec.lock.yaml", spec_lock)
+        contract = (tables.folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8")
+        files.write_text(folder / "contract.yaml", contract)
         (folder / "_SUCCESS").touch()
     return final
 
 
-def _write_split(folder: Path, rows: pl.DataFrame, split: str, table: str) -> None:
-    parts = max(1, -(-rows.height // ROWS_PER_FILE))
-    tables.write_parts(rows, [folder / f"{split}-{k:05d}-of-{parts:05d}.parquet" for k in range(parts)], table)
+def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known: _Known, table: str) -> None:
+    """The files of one split; texts are fetched for a few files at a time, so memory does not grow with the table."""
+    count = max(1, -(-rows.height // ROWS_PER_FILE))
+    size = -(-rows.height // count)
+    for first in range(0, count, FILES_AT_ONCE):
+        few = rows.slice(first * size, FILES_AT_ONCE * size)
+        answers = pl.concat(few[key] for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns)
+        held = {
+            "prompt": texts.prompt_texts(text, few["prompt_row"]),
+            "completion": texts.completion_texts(text, answers),
+        }
+        for k, part in enumerate(few.iter_slices(size), start=first):
+            whole = _with_texts(part, known, table, held)
+            tables.write(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table, published=True)
 
 
 def _files(folder: Path, table: str) -> Iterable[dict[str, Any]]:
     """What lies in data/, read back from disk and validated again."""
     for file in sorted((folder / "data").iterdir()):
-        rows = tables.validate(tables.scan(file, table), table, unique=False).height
         yield {
             "path": str(file.relative_to(folder)),
-            "rows": rows,
+            "rows": sum(
+                tables.validate(part, table, unique=False).height
+                for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True)
+            ),
             "bytes": file.stat().st_size,
             "digest": files.digest(file),
         }

@@ -6,6 +6,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 """
 
 import threading
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,19 +24,41 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ContractError", "columns", "conform", "contract", "empty", "folder", "parse_contract", "read", "scan", "validate",
-    "write", "write_parts",
+    "write", "write_stream",
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
-NAMES = ("prompts", "completions", "judgments", "rated", "compared", "splits", "unpaired", "paired", "quarantine")
+VALIDATED = 250_000  # rows that are validated at once: memory does not grow with the table
+NAMES = (
+    "prompts", "completions", "observed", "refused", "prompt_index", "completion_index", "judgments", "rated",
+    "compared", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",
+)  # fmt: skip
 
-# The narrow tables between `shape` and `publish`: the published ones without their texts.
-TEXTS = {"paired_rows": ("prompt", "chosen", "rejected"), "unpaired_rows": ("prompt", "completion", "model")}
+# The narrow tables between `shape` and `publish`: the published ones with row numbers in place of ids and texts.
+UINT32S = pl.List(pl.UInt32)
+NARROW: dict[str, dict[str, pl.DataType]] = {
+    "paired_rows": {
+        "prompt_row": pl.UInt32(), "chosen_row": pl.UInt32(), "rejected_row": pl.UInt32(),
+    },
+    "unpaired_rows": {
+        "prompt_row": pl.UInt32(), "completion_row": pl.UInt32(), "mismatched_row": pl.UInt32(),
+        "judgment_rows": UINT32S,
+    },
+}  # fmt: skip
+PUBLISHED_ONLY = {
+    "prompt_id", "prompt", "pair_id", "chosen_id", "rejected_id", "chosen", "rejected", "completion_id", "completion",
+    "model", "mismatched_id", "raw_ref",
+}  # fmt: skip
+FEW = ("source", "category", "split")  # text columns with few values: numbers inside, text when published
 
 # The types that contracts use, as they are written there.
 DTYPES: dict[str, pl.DataType] = {
-    str(dtype): dtype for dtype in (pl.String(), pl.Float64(), pl.Int64(), pl.Boolean(), pl.List(pl.String), MESSAGES)
-}
+    str(dtype): dtype
+    for dtype in (
+        pl.String(), pl.Float64(), pl.Int64(), pl.UInt32(), pl.UInt64(), pl.Boolean(), pl.Categorical(),
+        pl.List(pl.String), UINT32S, MESSAGES,
+    )
+}  # fmt: skip
 
 
 _REGISTERING = threading.Lock()
@@ -59,8 +82,8 @@ def contract(name: str) -> "DataFrameSchema":
     Raises:
         ValueError: no such table, or the file says something that pandera did not understand.
     """
-    if name in TEXTS:
-        return contract(name.removesuffix("_rows")).remove_columns(list(TEXTS[name]))
+    if name in NARROW:
+        return _narrow(name)
     if name not in NAMES:
         raise ValueError(f"no table named {name!r}; known tables: {', '.join(NAMES)}")
     return parse_contract((folder("schemas") / f"{name}.yaml").read_text(encoding="utf-8"), name)
@@ -90,13 +113,35 @@ def parse_contract(text: str, name: str) -> "DataFrameSchema":
     return schema
 
 
+def _narrow(name: str) -> "DataFrameSchema":
+    """The contract of a table of row numbers: the published table's, of the columns that are in both."""
+    import copy
+
+    from pandera.polars import Check, Column
+
+    schema = copy.deepcopy(contract(name.removesuffix("_rows")))
+    schema = schema.remove_columns([column for column in schema.columns if column in PUBLISHED_ONLY])
+    for column in FEW:
+        schema = schema.update_column(column, dtype=pl.Categorical(), checks=[])
+    rows = {column: Column(dtype, nullable=column == "mismatched_row") for column, dtype in NARROW[name].items()}
+    schema = schema.add_columns(rows)
+    schema.columns = {column: schema.columns[column] for column in columns(name)}  # in the order that is written
+    schema.unique = ["chosen_row", "rejected_row"] if name == "paired_rows" else ["completion_row"]
+    schema.checks = [Check.columns_differ(left="chosen_row", right="rejected_row")] if name == "paired_rows" else []
+    schema.name = name
+    return schema
+
+
 @cache
 def columns(name: str) -> dict[str, pl.DataType]:
     """Column names and polars types of a table, in the contract's order (pandera is slow to load: read without)."""
     table = name.removesuffix("_rows")
     written = _yaml().load((folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8"))["columns"]
-    texts = TEXTS.get(name, ())
-    return {column: DTYPES[c["dtype"]] for column, c in written.items() if column not in texts}
+    types = {column: DTYPES[c["dtype"]] for column, c in written.items()}
+    if name not in NARROW:
+        return types
+    shared = {c: pl.Categorical() if c in FEW else dtype for c, dtype in types.items() if c not in PUBLISHED_ONLY}
+    return {**NARROW[name], **shared}
 
 
 def empty(name: str) -> pl.DataFrame:
@@ -134,14 +179,24 @@ def validate(frame: pl.DataFrame | pl.LazyFrame, name: str, *, unique: bool = Tr
     """
     from pandera.errors import SchemaErrors
 
-    schema = contract(name)
-    if not unique:
-        schema = _without_unique(name)
+    schema, alike = contract(name), contract(name).unique or []
     frame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
-    try:
-        return schema.validate(frame, lazy=True)
-    except SchemaErrors as errors:
-        raise ContractError(_explain(errors.failure_cases, name)) from None
+    cases: list[pl.DataFrame] = []
+    for start in range(0, max(1, frame.height), VALIDATED):
+        try:
+            _without_unique(name).validate(frame.slice(start, VALIDATED), lazy=True)
+        except SchemaErrors as errors:
+            found = errors.failure_cases.with_columns(pl.col("failure_case").cast(pl.String, strict=False))
+            cases.append(found.with_columns(pl.col("index").cast(pl.Int64) + start))
+    told = _told(pl.concat(cases, how="vertical_relaxed"), name) if cases else []
+    if unique and not told and (again := frame.select(alike).is_duplicated()).any():
+        told.append(
+            f"{schema.name}: {', '.join(alike)} must be unique, but {again.sum()} rows share theirs with another, "
+            f"the first is row {again.arg_max()}"
+        )
+    if told:
+        raise ContractError("the table breaks its contract:\n  " + "\n  ".join(told))
+    return frame
 
 
 def write(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False) -> Path:
@@ -157,22 +212,45 @@ def write(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False
     return _write(checked, path, name, published=published)
 
 
-def write_parts(frame: pl.DataFrame, paths: list[Path], name: str) -> None:
-    """Validate a table whole and write it for keeping, cut into as many files as there are paths."""
-    checked = validate(conform(frame, name), name)
-    size = -(-checked.height // len(paths)) if paths else 0
-    for k, path in enumerate(paths):
-        _write(checked.slice(k * size, size), path, name, published=True)
+def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
+    """Validate a table part by part and write it, whole or not at all, without ever holding it whole.
+
+    Args:
+        frames: the parts, in order; a row of one is never the same as a row of another.
+        path: a .parquet file; its folder exists.
+        name: whose contract it keeps.
+    """
+    from polars.io.plugins import register_io_source
+
+    def parts(*_: Any) -> Iterator[pl.DataFrame]:
+        for frame in frames:
+            yield validate(conform(frame, name), name)
+
+    with files.whole_file(path) as temporary:
+        register_io_source(parts, schema=pl.Schema(columns(name))).sink_parquet(
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=ROW_GROUP,
+            metadata={"rlhf_data.table": name},
+            maintain_order=True,
+        )
 
 
-def read(path: Path, name: str) -> pl.DataFrame:
-    """Read a table that `write` wrote and check it again.
+def read(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a table that `write` wrote; its values were checked then, its columns and types are now.
+
+    Args:
+        path: a .parquet file.
+        name: whose contract it keeps.
+        columns: read only these.
 
     Raises:
-        ContractError: it is not there, damaged, or does not keep its contract.
+        ContractError: it is not there, damaged, or of other columns or types.
     """
+    frame = scan(path, name)
     try:
-        return validate(scan(path, name).collect(), name)
+        return (frame if columns is None else frame.select(columns)).collect()
     except pl.exceptions.PolarsError as error:
         raise ContractError(f"{path} is damaged: remove {path.parent} and run again ({error})") from None
 
@@ -251,15 +329,12 @@ def _refuse_ignored(written: Any, understood: Any, where: str) -> None:
         _refuse_ignored(value, understood[key], f"{where}: {key}")
 
 
-def _explain(cases: pl.DataFrame, name: str) -> str:
-    counted = (
-        cases.with_columns(pl.col("failure_case").cast(pl.String, strict=False))
-        .group_by("column", "check", maintain_order=True)
-        .agg(n=pl.len(), first=pl.col("index").first(), case=pl.col("failure_case").first())
+def _told(cases: pl.DataFrame, name: str) -> list[str]:
+    counted = cases.group_by("column", "check", maintain_order=True).agg(
+        n=pl.len(), first=pl.col("index").first(), case=pl.col("failure_case").first()
     )
-    lines = [
+    return [
         f"{name}.{row['column']}: {row['check']} fails in {row['n']} rows, first row {row['first']}: "
         f"{str(row['case'])[:80]}"
         for row in counted.iter_rows(named=True)
     ]
-    return "the table breaks its contract:\n  " + "\n  ".join(lines)

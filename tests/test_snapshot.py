@@ -7,10 +7,11 @@ import sys
 
 import polars as pl
 import pytest
+from polars.testing import assert_series_equal
 
-from rlhf_data import tables
+from rlhf_data import ids, tables
 from rlhf_data.snapshot import Snapshot, content_hash, resolve
-from tests.project import SPEC
+from tests.project import SPEC, ratings
 
 
 def test_a_snapshot_is_opened_by_its_folder_or_that_of_its_versions(built):
@@ -29,6 +30,32 @@ def test_rows_are_scanned_by_split_and_keep_the_contract(built):
     assert opened.scan().collect().height == sum(opened.manifest["rows"].values())
     with pytest.raises(ValueError, match=r"has no split 'tset'; it has train, test"):
         opened.scan("tset")
+
+
+@pytest.mark.parametrize("table", ["paired", "unpaired"])
+def test_ids_texts_and_lineage_of_a_published_row_are_those_of_its_answers(table, built):
+    if table == "unpaired":
+        built.spec(SPEC.replace("to: paired, pairing: all", "to: unpaired"))
+        assert built.build() == 0
+    rows = built.snapshot.scan().collect()
+    raw = {row["completion"]: (k, row) for k, row in enumerate(ratings())}
+    assert_series_equal(rows["prompt_id"], ids.prompt_ids(rows["prompt"]))
+    for side in ("completion",) if table == "unpaired" else ("chosen", "rejected"):
+        found = ids.completion_ids(rows["prompt_id"], rows[side]).alias(f"{side}_id")
+        assert_series_equal(rows[f"{side}_id"], found)
+        asked = [messages[0]["content"] for messages in rows["prompt"].to_list()]
+        assert asked == [raw[text][1]["prompt"] for text in rows[side]]
+    if table == "paired":
+        assert_series_equal(rows["pair_id"], ids.pair_ids(rows["chosen_id"], rows["rejected_id"], "pair_id"))
+        behind = [
+            sorted(f"r.jsonl#{raw[text][0]}" for text in pair) for pair in rows.select("chosen", "rejected").iter_rows()
+        ]
+    else:
+        behind = [[f"r.jsonl#{raw[text][0]}"] for text in rows["completion"]]
+    assert rows["raw_ref"].to_list() == behind
+    assert rows["category"].to_list() == [
+        raw[text][1]["category"] for text in rows["completion" if table == "unpaired" else "chosen"]
+    ]
 
 
 def test_polars_reads_the_files_as_they_lie_there(built):
@@ -117,7 +144,8 @@ def test_a_snapshot_whose_success_is_gone_is_published_again(built):
 def rows(**changes) -> pl.DataFrame:
     row = {"prompt_id": "p" * 32, "pair_id": "i" * 32, "chosen_id": "a" * 32, "rejected_id": "b" * 32, "weight": 1.0}
     row |= {"preference": 1.0, "source": "s", "split": "train", "raw_ref": ["f#0"]}
-    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "paired_rows")
+    row |= {"prompt": [{"role": "user", "content": "?"}], "chosen": "yes", "rejected": "no"}
+    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "paired")
 
 
 @pytest.mark.parametrize(
@@ -126,12 +154,12 @@ def rows(**changes) -> pl.DataFrame:
     ids=lambda change: next(iter(change)),
 )
 def test_the_content_hash_changes_with_every_data_column(change):
-    assert content_hash(rows(**change)) != content_hash(rows())
+    assert content_hash([rows(**change)]) != content_hash([rows()])
 
 
 @pytest.mark.parametrize("change", [{"ref_chosen_logps": -1.0}, {"chosen_n_tokens": 3}, {"truncated": True}], ids=str)
 def test_the_content_hash_does_not_change_with_scores_whose_last_digits_are_a_devices(change):
-    assert content_hash(rows(**change)) == content_hash(rows())
+    assert content_hash([rows(**change)]) == content_hash([rows()])
 
 
 def test_a_split_without_rows_has_no_file(project):

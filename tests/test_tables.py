@@ -7,7 +7,7 @@ from polars.testing import assert_frame_equal
 from rlhf_data import files, tables
 from rlhf_data.ids import MESSAGES
 
-NAMES = [*tables.NAMES, *tables.TEXTS]
+NAMES = [*tables.NAMES, *tables.NARROW]
 CONTRACT = """schema_type: polars_dataframe
 name: toy
 strict: true
@@ -21,15 +21,13 @@ checks:
 
 
 def rated(**changes) -> pl.DataFrame:
-    row = {
-        "prompt_id": "p" * 32,
-        "completion_id": "c" * 32,
-        "reward": 1.0,
-        "votes": 1,
-        "source": "s",
-        "raw_ref": ["f#0"],
-    }
-    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "rated")  # fmt: skip
+    row = {"prompt_row": 0, "completion_row": 0, "reward": 1.0, "votes": 1, "source": "s", "judgment_rows": [0]}
+    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "rated")
+
+
+def held(**changes) -> pl.DataFrame:
+    row = {"completion_id": "c" * 32, "prompt_row": 0, "completion": "yes"}
+    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "completions")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,11 +54,31 @@ def test_every_float_of_every_contract_must_be_finite(name):
 
 @pytest.mark.parametrize(("narrow", "whole"), [("paired_rows", "paired"), ("unpaired_rows", "unpaired")])
 def test_a_narrow_table_is_the_published_one_without_its_texts(narrow, whole):
-    texts = tables.TEXTS[narrow]
-    assert tables.columns(narrow) == {c: t for c, t in tables.columns(whole).items() if c not in texts}
-    assert {"prompt_id", "weight", "split", "raw_ref"} < tables.columns(narrow).keys()
-    assert MESSAGES not in tables.columns(narrow).values()
-    assert list(tables.contract(narrow).unique) == list(tables.contract(whole).unique)
+    shared = {c: t for c, t in tables.columns(whole).items() if c in tables.columns(narrow)}
+    few = {"source", "category", "split"}
+    assert tables.columns(whole).keys() - shared.keys() == tables.PUBLISHED_ONLY & tables.columns(whole).keys()
+    assert {c: t for c, t in tables.columns(narrow).items() if c not in tables.NARROW[narrow]} == {
+        c: pl.Categorical() if c in few else t for c, t in shared.items()
+    }
+    assert {"prompt_row", "weight", "split"} < tables.columns(narrow).keys()
+    assert not {MESSAGES, pl.String()} & set(tables.columns(narrow).values())
+    rows = [name.removesuffix("_id") + "_row" for name in tables.columns(whole) if name.endswith("_id")]
+    assert {name for name in tables.NARROW[narrow] if name.endswith("_row")} == set(rows) - {"pair_row"}
+    for column, dtype in shared.items():
+        there, here = tables.contract(whole).columns[column], tables.contract(narrow).columns[column]
+        assert there.nullable == here.nullable
+        assert column in few or [str(c) for c in there.checks] == [str(c) for c in here.checks], dtype
+
+
+def test_a_narrow_pair_is_of_two_answers_and_stands_once(tmp_path):
+    row = {"prompt_row": 0, "chosen_row": 1, "rejected_row": 2, "preference": 1.0, "weight": 1.0}
+    row |= {"source": "s", "split": "train"}
+    for rows, message in (
+        ([row, row], "chosen_row, rejected_row must be unique"),
+        ([row | {"chosen_row": 2}], "differ"),
+    ):
+        with pytest.raises(tables.ContractError, match=message):
+            tables.write(pl.DataFrame(rows), tmp_path / "t.parquet", "paired_rows")
 
 
 def test_the_contract_that_the_next_tests_break_is_fine():
@@ -101,13 +119,18 @@ def test_a_number_that_is_not_finite_is_refused_in_a_frame_of_either_kind(value,
 
 
 BROKEN = {
-    "a null that may not be": (rated().with_columns(source=pl.lit(None, pl.String)), "source: not_nullable"),
-    "an id that is too short": (rated(completion_id="c"), "completion_id: str_length"),
+    "a null that may not be": (rated().with_columns(source=pl.lit(None, pl.Categorical)), "source: not_nullable"),
     "a reward that is not finite": (rated(reward=float("nan")), "reward: finite"),
     "a negative deviation": (rated(reward_std=-1.0), "reward_std: greater_than_or_equal_to"),
     "no vote": (rated(votes=0), "votes: greater_than_or_equal_to"),
     "one row twice": (pl.concat([rated(), rated()]), "unique"),
 }
+
+
+def test_an_id_that_is_too_short_never_reaches_disk(tmp_path):
+    with pytest.raises(tables.ContractError, match=r"completions\.completion_id: str_length"):
+        tables.write(held(completion_id="c"), tmp_path / "t.parquet", "completions")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("frame", "message"), BROKEN.values(), ids=BROKEN)
@@ -119,13 +142,13 @@ def test_a_table_that_breaks_its_contract_never_reaches_disk(frame, message, tmp
 
 def test_every_broken_check_is_told_at_once():
     with pytest.raises(tables.ContractError) as error:
-        tables.validate(rated(votes=0, reward=float("inf"), completion_id="c"), "rated")
-    assert all(column in str(error.value) for column in ("rated.votes", "rated.reward", "rated.completion_id"))
+        tables.validate(rated(votes=0, reward=float("inf"), reward_std=-1.0), "rated")
+    assert all(column in str(error.value) for column in ("rated.votes", "rated.reward", "rated.reward_std"))
 
 
 def test_two_columns_that_must_differ_may_not_be_equal():
-    pair = {"prompt_id": "p" * 32, "preference": 1.0, "votes": 1, "source": "s", "raw_ref": ["f#0"]}
-    same = tables.conform(pl.DataFrame([pair | {"chosen_id": "c" * 32, "rejected_id": "c" * 32}]), "compared")
+    pair = {"prompt_row": 0, "preference": 1.0, "votes": 1, "source": "s", "judgment_rows": [0]}
+    same = tables.conform(pl.DataFrame([pair | {"chosen_row": 1, "rejected_row": 1}]), "compared")
     with pytest.raises(tables.ContractError, match="columns_differ"):
         tables.validate(same, "compared")
 
@@ -156,12 +179,21 @@ def test_a_table_is_read_back_as_it_was_written_and_says_what_it_is(tmp_path):
     assert pl.read_parquet_metadata(path)["rlhf_data.table"] == "rated"
 
 
-def test_a_table_cut_in_parts_is_whole(tmp_path):
-    rows = pl.concat([rated(completion_id=f"{i:032d}") for i in range(7)])
-    paths = [tmp_path / f"{k}.parquet" for k in range(3)]
-    tables.write_parts(rows, paths, "rated")
-    assert [tables.read(p, "rated").height for p in paths] == [3, 3, 1]
+def test_a_table_that_lies_in_several_files_is_scanned_as_one(tmp_path):
+    rows = pl.concat([rated(completion_row=i) for i in range(7)])
+    cut = [rows[:3], rows[3:6], rows[6:]]
+    paths = [tables.write(part, tmp_path / f"{k}.parquet", "rated") for k, part in enumerate(cut)]
     assert_frame_equal(tables.scan(paths, "rated").collect(), rows)
+
+
+def test_rows_are_validated_some_at_a_time_and_told_by_their_place_in_the_whole(monkeypatch):
+    rows = pl.concat([rated(completion_row=i, votes=int(i != 5)) for i in range(7)])
+    monkeypatch.setattr(tables, "VALIDATED", 2)
+    with pytest.raises(tables.ContractError, match=r"rated\.votes: .* fails in 1 rows, first row 5"):
+        tables.validate(rows, "rated")
+    twice = pl.concat([rated(completion_row=i) for i in (0, 1, 2, 3, 0)])
+    with pytest.raises(tables.ContractError, match="completion_row, source must be unique, but 2 rows share"):
+        tables.validate(twice, "rated")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rlhf_data import tables
+from rlhf_data import tables, texts
 from rlhf_data.accounting import Count
 from rlhf_data.quarantine import Refusal, refusals
 from rlhf_data.rate import ratings, votes
@@ -42,8 +42,8 @@ def rate(
         ValueError: ratings of several aspects and no `aspects` to say how they combine.
     """
     (folder,) = inputs.values()
-    judgments = tables.read(folder / "judgments.parquet", "judgments")
-    heard, filtered = _heard(judgments.with_columns(pl.concat_list("raw_ref")), by, aspects)
+    judgments = texts.read(folder, "judgments")
+    heard, filtered = _heard(judgments, by, aspects)
     refused: list[Refusal] = []
     if scale is not None:
         wrong = ratings.out_of_scale(scale)
@@ -58,14 +58,9 @@ def rate(
     answers = heard.filter(pl.col("kind") != "comparison")
     rated = ratings.rate_answers(answers, scale=scale)
     compared = votes.compare(heard.filter(pl.col("kind") == "comparison"), method=method)
-    category = tables.read(folder / "completions.parquet", "completions").select("completion_id", "category")
-    tables.write(rated.join(category, on="completion_id", how="left"), out / "rated.parquet", "rated")
-    tables.write(
-        compared.join(category, left_on="chosen_id", right_on="completion_id", how="left"),
-        out / "compared.parquet",
-        "compared",
-    )
-    tables.write(refusals(refused, "rate"), out / "quarantine.parquet", "quarantine")
+    tables.write(rated, out / "rated.parquet", "rated")
+    tables.write(compared, out / "compared.parquet", "compared")
+    tables.write(refusals(refused, "rate", folder), out / "quarantine.parquet", "quarantine")
     merged = usable - rated.height - compared.height
     return [
         Count(
@@ -84,21 +79,19 @@ def _heard(
     judgments: pl.DataFrame, by: str | None, aspects: dict[str, float] | None
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """The judgments that count, and how many do not, by reason."""
-    kinds = KINDS[by] if by else tuple(judgments["kind"].unique())
-    heard = judgments.filter(pl.col("kind").is_in(kinds))
-    filtered = dict(
-        judgments.filter(~pl.col("kind").is_in(kinds))
-        .group_by(pl.format(f"{{}}, and rate is by {by}", "kind"))
-        .len()
-        .sort("kind")
-        .iter_rows()
-    )
-    named = heard.filter(pl.col("kind") == "rating")["aspect"].unique().drop_nulls().sort().to_list()
+    kind = pl.col("kind").cast(pl.String)
+    heard, filtered = judgments, {}
+    if by is not None:
+        heard = judgments.filter(kind.is_in(KINDS[by]))
+        left = judgments.filter(~kind.is_in(KINDS[by])).group_by(kind).len().sort("kind")
+        filtered = {f"{name}, and rate is by {by}": n for name, n in left.iter_rows()}
+    rated = heard.filter(kind == "rating")["aspect"]
+    named = sorted(rated.drop_nulls().unique().cast(pl.String).to_list())
     if aspects:
         absent = [a for a in aspects if a not in named]
         if absent:
             raise ValueError(f"rate.aspects: no aspect named {', '.join(absent)}; the sources rate {', '.join(named)}")
-        unnamed = (pl.col("kind") == "rating") & ~pl.col("aspect").is_in(list(aspects)).fill_null(False)
+        unnamed = (kind == "rating") & ~pl.col("aspect").cast(pl.String).is_in(list(aspects)).fill_null(False)
         filtered |= {"aspect not named in rate.aspects": heard.filter(unnamed).height}
         heard = heard.filter(~unnamed)
     elif len(named) > 1:

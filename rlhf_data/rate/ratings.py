@@ -2,7 +2,8 @@
 
 import polars as pl
 
-ANSWER = ["prompt_id", "completion_id", "source"]
+VALUED = ("rating", "rank", "label")
+ANSWER = ["prompt_row", "completion_row", "source"]
 
 
 def out_of_scale(scale: tuple[float, float]) -> pl.Expr:
@@ -14,7 +15,7 @@ def combine_aspects(judgments: pl.DataFrame, weights: dict[str, float]) -> tuple
     """One rating per answer and annotator out of several aspects, whether they stand in one record or in several.
 
     Args:
-        judgments: rows of kind rating; other kinds pass unchanged. `raw_ref` is a list.
+        judgments: rows of kind rating; other kinds pass unchanged; `judgment_rows` where rows were combined before.
         weights: weight of each aspect, at least one positive; the rating is the weighted mean.
 
     Returns:
@@ -22,25 +23,30 @@ def combine_aspects(judgments: pl.DataFrame, weights: dict[str, float]) -> tuple
     """
     ratings = judgments.filter(pl.col("kind") == "rating")
     reader = [*ANSWER, "annotator"]
-    weight = pl.col("aspect").replace_strict(weights, return_dtype=pl.Float64)
+    weight = pl.col("aspect").cast(pl.String).replace_strict(weights, return_dtype=pl.Float64)
     marked = ratings.with_columns(_complete=pl.col("aspect").n_unique().over(reader) == len(weights))
     combined = (
         marked.filter("_complete")
         .group_by(*reader, "aspect")
-        .agg(pl.col("value").sort().mean(), pl.col("raw_ref").explode())
-        .sort("aspect")
+        .agg(pl.col("value").sort().mean(), pl.col("judgment_row"))
+        .sort(pl.col("aspect").cast(pl.String))
         .group_by(reader, maintain_order=True)
-        .agg(value=(pl.col("value") * weight).sum() / sum(weights.values()), raw_ref=pl.col("raw_ref").explode())
+        .agg(
+            value=(pl.col("value") * weight).sum() / sum(weights.values()),
+            judgment_rows=pl.col("judgment_row").explode(),
+        )
+        .with_columns(kind=pl.lit("rating", dtype=pl.Categorical))
     )
-    whole = pl.concat([judgments.filter(pl.col("kind") != "rating"), _as_ratings(combined, judgments)])
-    return whole, marked.filter(~pl.col("_complete")).drop("_complete")
+    others = judgments.filter(pl.col("kind") != "rating").with_columns(judgment_rows=pl.concat_list("judgment_row"))
+    return pl.concat([others, combined], how="diagonal"), marked.filter(~pl.col("_complete")).drop("_complete")
 
 
 def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None = None) -> pl.DataFrame:
     """One row per answer and source.
 
     Args:
-        judgments: kinds rating, label, rank and demonstration; ratings within `scale`; `raw_ref` is a list.
+        judgments: kinds rating, label, rank and demonstration; ratings within `scale`; behind each row the judgments
+            in `judgment_rows`, or it is one itself, `judgment_row`.
         scale: (lowest, highest) of the ratings; the reward is then 0 at the lowest and 1 at the highest. Without it
             the reward is the rating.
 
@@ -50,32 +56,37 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
         for a tie), votes, raw_ref; sorted by ids.
     """
     low, high = scale or (0.0, 1.0)
-
-    def values(kind: str) -> pl.Expr:
-        return pl.col("value").filter(pl.col("kind") == kind).sort()  # sorted: see votes.mean
-
-    def of_rating(rating: pl.Expr) -> pl.Expr:
-        return (rating - low) / (high - low)
-
-    label = values("label").mean()
-    return (
-        judgments.group_by(ANSWER)
-        .agg(
-            rating=pl.coalesce(values("rating").mean(), values("rank").mean()),
-            reward=pl.coalesce(of_rating(values("rating").mean()), -values("rank").mean(), 2.0 * label - 1.0),
-            reward_std=pl.coalesce(
-                values("rating").std() / (high - low), values("rank").std(), 2.0 * values("label").std()
-            ),
-            label=pl.when(label > 0.5).then(True).when(label < 0.5).then(False),
-            votes=pl.len().cast(pl.Int64),
-            raw_ref=pl.col("raw_ref").explode().unique().sort(),
-        )
-        .sort("prompt_id", "completion_id", "source")
-    )
+    behind = pl.col("judgment_rows").explode() if "judgment_rows" in judgments.columns else pl.col("judgment_row")
+    kinds = judgments["kind"].unique().cast(pl.String).to_list()
+    sums = {"votes": pl.len().cast(pl.Int64), "judgment_rows": behind.unique().sort()}
+    if kinds == ["rating"]:  # nothing to tell apart within an answer
+        value = pl.col("value").sort()  # sorted: see votes.mean
+        rated = _by_answer(judgments, {"_rating": value.mean(), "_rating_std": value.std(), **sums})
+    else:
+        rated = _by_answer(judgments, {name: value for kind in VALUED for name, value in _of(kind).items()} | sums)
+    none = pl.lit(None, dtype=pl.Float64)
+    known = {name: pl.col(name) if name in rated.columns else none for kind in VALUED for name in _of(kind)}
+    liked = known["_label"]
+    return rated.select(
+        *ANSWER,
+        rating=pl.coalesce(known["_rating"], known["_rank"]),
+        reward=pl.coalesce((known["_rating"] - low) / (high - low), -known["_rank"], 2.0 * liked - 1.0),
+        reward_std=pl.coalesce(known["_rating_std"] / (high - low), known["_rank_std"], 2.0 * known["_label_std"]),
+        label=pl.when(liked > 0.5).then(True).when(liked < 0.5).then(False),
+        votes="votes",
+        judgment_rows="judgment_rows",
+    ).sort("completion_row", pl.col("source").cast(pl.String))
 
 
-def _as_ratings(combined: pl.DataFrame, judgments: pl.DataFrame) -> pl.DataFrame:
-    constant = {"other_id": None, "kind": "rating", "aspect": None, "position": None}
-    return combined.with_columns(pl.lit(value, dtype=pl.String).alias(name) for name, value in constant.items()).select(
-        judgments.columns
-    )
+def _of(kind: str) -> dict[str, pl.Expr]:
+    """The mean and the spread of an answer's values of one kind."""
+    values = pl.col("value").filter(pl.col("kind") == kind).sort()  # sorted: see votes.mean
+    return {f"_{kind}": values.mean(), f"_{kind}_std": values.std()}
+
+
+def _by_answer(judgments: pl.DataFrame, sums: dict[str, pl.Expr]) -> pl.DataFrame:
+    """One row per answer and source; by row number alone, which is fast, where there is one source."""
+    ordered = judgments.sort("completion_row", maintain_order=True)
+    if judgments["source"].n_unique() > 1:
+        return ordered.group_by(ANSWER, maintain_order=True).agg(**sums)
+    return ordered.group_by("completion_row", maintain_order=True).agg(pl.col("prompt_row", "source").first(), **sums)

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-PAIR = ["prompt_id", "first_id", "second_id", "source"]
+PAIR = ["prompt_row", "first_row", "second_row", "source"]
 
 
 def mean(value: pl.Expr) -> pl.Expr:
@@ -29,21 +29,21 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
     """One row per unordered pair and source, the answer with the larger share of votes as chosen.
 
     Args:
-        judgments: rows of kind comparison; `raw_ref` is a list.
+        judgments: rows of kind comparison.
         method: a name of METHODS.
 
     Returns:
-        prompt_id, chosen_id, rejected_id, preference (0.5 to 1), votes, source, raw_ref; sorted by ids. Of a tie, the
-        smaller id is called chosen, so that which answer was shown first cannot matter.
+        prompt_row, chosen_row, rejected_row, source, preference (0.5 to 1), votes, judgment_rows; in the order of
+        rows. Of a tie, the smaller id is called chosen, so that which answer was shown first cannot matter.
     """
-    swapped = pl.col("completion_id") > pl.col("other_id")
+    swapped = pl.col("completion_row") > pl.col("other_row")
     won, lost = pl.col("value"), 1.0 - pl.col("value")
     oriented = judgments.select(
-        "prompt_id",
+        "prompt_row",
         "source",
-        "raw_ref",
-        first_id=pl.min_horizontal("completion_id", "other_id"),
-        second_id=pl.max_horizontal("completion_id", "other_id"),
+        "judgment_row",
+        first_row=pl.min_horizontal("completion_row", "other_row"),
+        second_row=pl.max_horizontal("completion_row", "other_row"),
         first=pl.when(swapped).then(lost).otherwise(won),
         second=pl.when(swapped).then(won).otherwise(lost),
     )
@@ -52,15 +52,15 @@ def compare(judgments: pl.DataFrame, *, method: str = "mean") -> pl.DataFrame:
         first=METHODS[method](pl.col("first")),
         second=METHODS[method](pl.col("second")),
         votes=pl.len().cast(pl.Int64),
-        raw_ref=pl.col("raw_ref").explode().unique().sort(),
+        judgment_rows=pl.col("judgment_row").sort(),
     )
     first = pl.col("first") >= pl.col("second")
-    return grouped.select(
-        "prompt_id",
-        chosen_id=pl.when(first).then("first_id").otherwise("second_id"),
-        rejected_id=pl.when(first).then("second_id").otherwise("first_id"),
+    return grouped.sort("first_row", "second_row", pl.col("source").cast(pl.String)).select(
+        "prompt_row",
+        chosen_row=pl.when(first).then("first_row").otherwise("second_row"),
+        rejected_row=pl.when(first).then("second_row").otherwise("first_row"),
+        source="source",
         preference=pl.max_horizontal("first", "second", 0.5),
         votes="votes",
-        source="source",
-        raw_ref="raw_ref",
-    ).sort("prompt_id", "chosen_id", "rejected_id", "source")
+        judgment_rows="judgment_rows",
+    )

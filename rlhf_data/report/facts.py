@@ -13,12 +13,14 @@ CODES_SHOWN = 20
 Facts = dict[str, Any] | None
 
 
-def narrow(rows: pl.DataFrame, table: str) -> pl.DataFrame:
+def narrow(rows: pl.LazyFrame, table: str) -> pl.LazyFrame:
     """The table without its texts: their lengths are enough for every figure."""
     texts = ("chosen", "rejected") if table == "paired" else ("completion",)
     lengths = [pl.col(text).str.len_chars().alias(f"{text}_characters") for text in texts]
     turns = pl.col("prompt").list.len().alias("turns")
-    return rows.select(pl.exclude("prompt", "raw_ref", *texts), turns, *lengths)
+    return rows.select(
+        pl.exclude("prompt", "raw_ref", "pair_id", "chosen_id", "rejected_id", "completion_id", *texts), turns, *lengths
+    )
 
 
 def headline(rows: pl.DataFrame) -> dict[str, Any]:
@@ -198,16 +200,17 @@ def refused(quarantine: pl.DataFrame) -> Facts:
     return {"lines": lines, "n": quarantine.height, "codes_left": left.height, "rows_left": int(left["n"].sum())}
 
 
-def examples(rows: pl.DataFrame, table: str) -> Facts:
+def examples(rows: pl.LazyFrame, table: str) -> Facts:
     """A few rows, the same each time: the first by id of each source in turn, so that no source hides another."""
-    if rows.is_empty():
-        return None
     key = "pair_id" if table == "paired" else "completion_id"
-    places = rows.select("source", key).with_row_index("at")
-    turn = places.group_by("source").agg(pl.all().bottom_k_by(key, EXAMPLES)).explode("at", key)
-    turn = turn.sort("source", key).with_columns(pl.int_range(pl.len()).over("source").alias("turn")).sort("turn", key)
-    taken = rows[turn["at"].head(EXAMPLES).to_list()]
-    lines = taken.to_dicts()
+    first = rows.select("source", key).group_by("source").agg(pl.col(key).bottom_k(EXAMPLES)).explode(key).collect()
+    turn = first.sort("source", key).with_columns(pl.int_range(pl.len()).over("source").alias("turn"))
+    taken = turn.sort("turn", key).head(EXAMPLES).select(key)
+    if taken.is_empty():
+        return None
+    lines = taken.join(
+        rows.filter(pl.col(key).is_in(taken[key].implode())).collect(), on=key, maintain_order="left"
+    ).to_dicts()
     for line in lines:
         prompt = line["prompt"] or []
         line["turns_left"] = max(0, len(prompt) - 6)

@@ -10,7 +10,7 @@ from rlhf_data.report.display import environment
 LEFT = ("merged", "filtered", "quarantined")
 
 
-def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.DataFrame) -> str:
+def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame | pl.LazyFrame, quarantine: pl.DataFrame) -> str:
     """The report of one snapshot as one HTML document that needs no other file.
 
     Args:
@@ -23,7 +23,7 @@ def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.D
     """
     manifest = whole(manifest)
     table = manifest["table"]
-    thin = facts.narrow(rows, table)
+    thin = facts.narrow(rows.lazy(), table).collect(engine="streaming")
     sections = {
         "accounting": accounting(manifest["accounting"]),
         "sources": facts.by_source(thin, manifest["sources"]),
@@ -37,7 +37,7 @@ def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.D
         "weights": facts.weights(thin),
         "reference": facts.reference(thin, table),
         "quarantine": facts.refused(quarantine),
-        "examples": facts.examples(rows, table),
+        "examples": facts.examples(rows.lazy(), table),
     }
     return (
         environment()
@@ -47,9 +47,9 @@ def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame, quarantine: pl.D
             table=table,
             unit="pair" if table == "paired" else "completion",
             rows=manifest["rows"],
-            n=rows.height,
+            n=thin.height,
             refused=quarantine.height,
-            head=facts.headline(thin) if rows.height else None,
+            head=facts.headline(thin) if thin.height else None,
             licenses=licenses(manifest),
             **sections,
         )

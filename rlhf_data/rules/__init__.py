@@ -380,7 +380,7 @@ def _on_batch(known: _Known, function: Callable[..., Any], parameters: dict[str,
             if len(set(alike.values())) > 1:
                 shapes = ", ".join(f"{name} {shape}" for name, shape in alike.items())
                 raise ValueError(f"{known.name} takes one number a {counted}, but the batch has {shapes}")
-        numbers = {name: batch.weight.new_tensor(remembered[name]) for name in names if name in known.start}
+        numbers = {name: remembered[name] for name in names if name in known.start}
         return function(*({**quantities, **numbers}[name] for name in names), **parameters)
 
     return weigh

@@ -17,7 +17,7 @@ def bco(
     log_ratio: "Tensor",
     label: "Tensor",
     weight: "Tensor",
-    delta: "Tensor",
+    delta: float,
     *,
     beta: Positive = 0.1,
     desirable_weight: NotNegative = 1.0,
@@ -35,7 +35,7 @@ def bco(
         log_ratio: log π/π_ref of each completion, (n,).
         label: bool, True where the completion is desirable, (n,).
         weight: what each row counts for, (n,), in that mean.
-        delta: δ, (), remembered; 0 before the first step.
+        delta: δ, remembered; 0 before the first step.
         beta: inverse temperature, > 0.
         desirable_weight: λ_D, ≥ 0.
         undesirable_weight: λ_U, ≥ 0. The paper's density ratio of undesirable rows, which corrects for prompts that
@@ -47,7 +47,7 @@ def bco(
     Source: Jung et al. 2024, binary classifier optimization, arXiv:2404.04656, equation 9; the running mean as in TRL.
 
     >>> import torch
-    >>> bco(torch.zeros(2), torch.tensor([True, False]), torch.ones(2), torch.tensor(0.0), beta=0.1)
+    >>> bco(torch.zeros(2), torch.tensor([True, False]), torch.ones(2), 0.0, beta=0.1)
     tensor([ 0.0500, -0.0500])
     """
     x = beta * log_ratio - delta
@@ -58,7 +58,7 @@ def bco_loss(
     log_ratio: "Tensor",
     label: "Tensor",
     weight: "Tensor",
-    delta: "Tensor",
+    delta: float,
     *,
     beta: Positive = 0.1,
     desirable_weight: NotNegative = 1.0,
@@ -70,12 +70,12 @@ def bco_loss(
 
 
 def bco_update(
-    log_ratio: "Tensor", weight: "Tensor", delta: "Tensor", seen: "Tensor", *, beta: Positive = 0.1
+    log_ratio: "Tensor", weight: "Tensor", delta: float, seen: float, *, beta: Positive = 0.1
 ) -> "dict[str, Tensor]":
     """The mean of β · log_ratio over the rows seen before and these, and what they all weigh.
 
     >>> import torch
-    >>> bco_update(torch.tensor([40.0]), torch.ones(1), torch.tensor(1.0), torch.tensor(2.0), beta=0.1)
+    >>> bco_update(torch.tensor([40.0]), torch.ones(1), 1.0, 2.0, beta=0.1)
     {'delta': tensor(2.), 'seen': tensor(3.)}
     """
     now = seen + weight.sum()
@@ -86,7 +86,7 @@ def bco_update(
 def beta_dpo_running(
     log_ratio_margin: "Tensor",
     weight: "Tensor",
-    threshold: "Tensor",
+    threshold: float,
     *,
     beta: Positive = 0.1,
     sensitivity: NotNegative = 0.6,
@@ -104,7 +104,7 @@ def beta_dpo_running(
     Args:
         log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
         weight: what each row counts for, (n,), in that mean.
-        threshold: M₀, (), remembered.
+        threshold: M₀, remembered.
         beta: β at the threshold, > 0.
         sensitivity: α, ≥ 0; 0 is DPO.
         momentum: m, in [0, 1].
@@ -115,7 +115,7 @@ def beta_dpo_running(
     Source: Wu et al. 2024, β-DPO, arXiv:2407.08639, batch-level β, and its authors' trainers.py.
 
     >>> import torch
-    >>> beta_dpo_running(torch.tensor([10.0]), torch.ones(1), torch.tensor(1.0), beta=0.1).chosen
+    >>> beta_dpo_running(torch.tensor([10.0]), torch.ones(1), 1.0, beta=0.1).chosen
     tensor([0.0269])
     """
     batch_beta = _batch_beta(log_ratio_margin, weight, threshold, beta, sensitivity)
@@ -126,7 +126,7 @@ def beta_dpo_running(
 def beta_dpo_running_loss(
     log_ratio_margin: "Tensor",
     weight: "Tensor",
-    threshold: "Tensor",
+    threshold: float,
     *,
     beta: Positive = 0.1,
     sensitivity: NotNegative = 0.6,
@@ -139,7 +139,7 @@ def beta_dpo_running_loss(
 def beta_dpo_update(
     log_ratio_margin: "Tensor",
     weight: "Tensor",
-    threshold: "Tensor",
+    threshold: float,
     *,
     beta: Positive = 0.1,
     momentum: Share = 0.9,
@@ -147,14 +147,14 @@ def beta_dpo_update(
     """The exponential running mean M₀ after a step.
 
     >>> import torch
-    >>> beta_dpo_update(torch.tensor([10.0]), torch.ones(1), torch.tensor(0.0), beta=0.1, momentum=0.75)
+    >>> beta_dpo_update(torch.tensor([10.0]), torch.ones(1), 0.0, beta=0.1, momentum=0.75)
     {'threshold': tensor(0.2500)}
     """
     mean = weighted_mean(beta * log_ratio_margin, weight)
     return {"threshold": momentum * threshold + (1 - momentum) * mean}
 
 
-def _batch_beta(margin: "Tensor", weight: "Tensor", threshold: "Tensor", beta: float, sensitivity: float) -> "Tensor":
+def _batch_beta(margin: "Tensor", weight: "Tensor", threshold: float, beta: float, sensitivity: float) -> "Tensor":
     mean = weighted_mean(beta * margin, weight).detach()
     return (beta * (1 + sensitivity * (mean - threshold))).clamp(min=LEAST_BETA)
 

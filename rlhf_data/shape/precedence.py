@@ -10,7 +10,11 @@ def by_precedence(frame: pl.DataFrame, sources: list[str] | None) -> pl.DataFram
         frame: rows with `source`.
         sources: names in the spec's order; None leaves the order as it is.
     """
-    if sources is None:
+    if sources is None or len(sources) < 2:
         return frame
-    place = pl.col("source").replace_strict({name: k for k, name in enumerate(sources)}, return_dtype=pl.Int32)
+    place = (
+        pl.col("source")
+        .cast(pl.String)
+        .replace_strict({name: k for k, name in enumerate(sources)}, return_dtype=pl.Int32)
+    )
     return frame.sort(place, maintain_order=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rlhf_data import ids, tables
+from rlhf_data import ids, tables, texts
 
 
 def assign(split_key: pl.Series, *, test: float, validation: float) -> pl.Series:
@@ -29,9 +29,19 @@ def assign(split_key: pl.Series, *, test: float, validation: float) -> pl.Series
 
 
 def split(inputs: dict[str, Path], out: Path, *, test: float = 0.0, validation: float = 0.0) -> list:
-    """Prompts → splits.parquet."""
-    (folder,) = inputs.values()
-    prompts = tables.read(folder / "prompts.parquet", "prompts")
-    splits = prompts.select("prompt_id", split=assign(prompts["split_key"], test=test, validation=validation))
+    """Prompts → splits.parquet.
+
+    Args:
+        inputs: "text", a text folder; "clusters" where near-duplicate roots share a key.
+        out: gets the table.
+        test: share of roots, or of clusters, that are test.
+        validation: share of them that are validation.
+    """
+    clusters = inputs.get("clusters")
+    if clusters is None:
+        prompts = texts.read(inputs["text"], "prompts", ["prompt_row", "split_key"])
+    else:
+        prompts = tables.read(clusters / "clusters.parquet", "clusters")
+    splits = prompts.select("prompt_row", split=assign(prompts["split_key"], test=test, validation=validation))
     tables.write(splits, out / "splits.parquet", "splits")
     return []

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import polars as pl
 
-from rlhf_data import tables
+from rlhf_data import ids, tables, texts
 from rlhf_data.accounting import Count
 from rlhf_data.shape.precedence import by_precedence
 
-SIDES = ["prompt_id", "source", "category", "raw_ref"]
+SIDES = ["prompt_row", "source", "judgment_rows"]
 
 
 def to_unpaired(
@@ -19,12 +19,14 @@ def to_unpaired(
     threshold: float = 0.0,
     gap: float = 0.0,
     ties: str = "drop",
+    balance: float | None = None,
+    seed: int = 0,
     sources: list[str] | None = None,
 ) -> list[Count]:
     """Rated and compared → rows.parquet, the unpaired table without its texts.
 
     Args:
-        inputs: "rate" (rated, compared) and "split" (splits).
+        inputs: "rate" (rated, compared), "split" (splits) and "text" (completions).
         out: gets rows.parquet.
         label: where `label` comes from: "source" (what the source says; for compared answers, the sign of the reward),
             "threshold" (reward at least `threshold`) or "prompt_mean" (reward above the mean of its
@@ -33,13 +35,16 @@ def to_unpaired(
         gap: rewards less than this far from the threshold or the mean are in a grey zone and left out.
         ties: an answer that won as much as it lost, or that is its prompt's mean: "drop", or "soft" to keep it without
             a label.
+        balance: the share of desirable rows among the labelled ones of the train split, reached by leaving out rows of
+            the larger class, drawn by keyed hash.
+        seed: of the keyed hash.
         sources: their names, in the spec's order: an answer that several hold is the first one's.
     """
     rated = tables.read(inputs["rate"] / "rated.parquet", "rated")
     compared = tables.read(inputs["rate"] / "compared.parquet", "compared")
     responses = unpair(compared)
     answers = pl.concat([rated, responses], how="diagonal")
-    once = by_precedence(answers, sources).unique("completion_id", keep="first", maintain_order=True)
+    once = by_precedence(answers, sources).unique("completion_row", keep="first", maintain_order=True)
     labelled = once.with_columns(label=_label(label, threshold))
     reason = (
         pl.when(_grey(label, threshold, gap))
@@ -51,8 +56,17 @@ def to_unpaired(
     kept = judged.filter(pl.col("_reason").is_null())
     left = judged.filter(pl.col("_reason").is_not_null()).group_by("_reason").len().sort("_reason")
     splits = tables.read(inputs["split"] / "splits.parquet", "splits")
-    rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_id")
-    tables.write(rows.sort("prompt_id", "completion_id"), out / "rows.parquet", "unpaired_rows")
+    rows = kept.drop("_reason", "_compared").with_columns(weight=pl.lit(1.0)).join(splits, on="prompt_row")
+    category = texts.read(inputs["text"], "completions", ["completion_row", "category"])
+    rows = rows.join(category, on="completion_row", how="left").sort("completion_row")
+    filtered = dict(left.iter_rows())
+    if balance is not None:
+        even = _balanced(
+            rows, texts.read(inputs["text"], "completions", ["completion_row", "completion_id"]), balance, seed
+        )
+        filtered |= {"balance": rows.height - even.height} if even.height < rows.height else {}
+        rows = even
+    tables.write(rows, out / "rows.parquet", "unpaired_rows")
     merged = {
         "both sides of pairs into answers": 2 * compared.height - responses.height,
         "in several sources": answers.height - once.height,
@@ -64,9 +78,24 @@ def to_unpaired(
             rated.height + 2 * compared.height,
             rows.height,
             merged={reason: n for reason, n in merged.items() if n},
-            filtered=dict(left.iter_rows()),
+            filtered=filtered,
         )
     ]
+
+
+def _balanced(rows: pl.DataFrame, named: pl.DataFrame, balance: float, seed: int) -> pl.DataFrame:
+    """The rows without those of the larger class that are too many in the train split."""
+    train = (pl.col("split") == "train") & pl.col("label").is_not_null()
+    counted = {label: rows.filter(train & (pl.col("label") == label)).height for label in (True, False)}
+    if not all(counted.values()):
+        raise ValueError(f"shape.balance: no train row has label {str(not counted[True]).lower()}; nothing to balance")
+    most = {True: counted[False] * balance / (1 - balance), False: counted[True] * (1 - balance) / balance}
+    lots = ids.keyed_hash(texts.looked_up(rows["completion_row"], named, "completion_id"), "balance", seed)
+    place = pl.struct(pl.lit(lots).alias("lot"), "completion_row").rank("ordinal").over("label", train)
+    limit = pl.col("label").replace_strict(
+        {k: int(v + 1e-9) for k, v in most.items()}, default=None, return_dtype=pl.Int64
+    )
+    return rows.filter(~train | (place <= limit).fill_null(True))
 
 
 def unpair(compared: pl.DataFrame) -> pl.DataFrame:
@@ -77,27 +106,22 @@ def unpair(compared: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         One row per answer and source: reward (share of votes won minus share lost, -1 to 1), label (its sign; null at
-        0), votes (over all its pairs), category, raw_ref, and `_compared`, true.
+        0), votes (over all its pairs), judgment_rows, and `_compared`, true.
     """
     won = pl.col("preference") * pl.col("votes")
     sides = pl.concat(
         [
-            compared.select(*SIDES, "votes", completion_id="chosen_id", won=won),
-            compared.select(*SIDES, "votes", completion_id="rejected_id", won=pl.col("votes") - won),
+            compared.select(*SIDES, "votes", completion_row="chosen_row", won=won),
+            compared.select(*SIDES, "votes", completion_row="rejected_row", won=pl.col("votes") - won),
         ]
     )
     # Rounded: 15/22 · 22 is not 15 in floats, and who won as much as they lost has a reward of exactly 0.
     reward = (2.0 * pl.col("won").sort().sum() / pl.col("votes").sum() - 1.0).round(12)
     return (
-        sides.group_by("prompt_id", "completion_id", "source")
-        .agg(
-            pl.col("category").sort().first(),
-            pl.col("votes").sum(),
-            pl.col("raw_ref").explode().unique().sort(),
-            reward=reward,
-        )
+        sides.group_by("prompt_row", "completion_row", "source")
+        .agg(pl.col("votes").sum(), pl.col("judgment_rows").explode().unique().sort(), reward=reward)
         .with_columns(label=pl.when(pl.col("reward") != 0.0).then(pl.col("reward") > 0.0), _compared=pl.lit(True))
-        .sort("prompt_id", "completion_id", "source")
+        .sort("completion_row", pl.col("source").cast(pl.String))
     )
 
 
@@ -105,7 +129,7 @@ def _above(label: str, threshold: float) -> pl.Expr:
     """How far the reward is above what divides desirable from undesirable."""
     if label == "threshold":
         return pl.col("reward") - threshold
-    mean = pl.col("reward").sort().mean().over("prompt_id", "source")  # of one scale
+    mean = pl.col("reward").sort().mean().over("prompt_row", "source")  # of one scale
     return (pl.col("reward") - mean).round(12)  # equal rewards are their mean, whatever their sum rounds to
 
 

@@ -15,16 +15,41 @@ from rlhf_data.sources.cells import did_you_mean
 
 __all__ = ["ADAPTERS", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
-READER_OPTIONS = ("quote", "separator")
+READER_OPTIONS = ("quote", "separator", "sheet")
 ADAPTERS = (
+    "alpaca",
     "alpaca_eval",
+    "arena",
+    "arena_bench",
+    "arena_human_preference",
+    "beavertails",
+    "dolly",
+    "fastchat_reviews",
+    "finegrained_qa",
+    "guanaco",
+    "helpsteer",
+    "helpsteer2_preference",
+    "helpsteer3",
     "hh_rlhf",
+    "kto",
+    "llamafactory_dpo",
     "llamafactory_kto",
     "llmbar",
     "llmfao",
+    "mqm",
+    "nectar",
     "oasst",
+    "orca_dpo",
     "pandalm",
+    "pku_safe",
+    "prometheus",
+    "sharegpt",
+    "shp",
+    "stack_exchange",
+    "summarize_feedback",
     "ultrafeedback",
+    "ultrafeedback_binarized",
+    "webgpt",
 )
 
 
@@ -51,7 +76,7 @@ def check_options(name: str | None, options: Mapping[str, Any]) -> list[str]:
 
     Args:
         name: the adapter; None where columns or a query say what a file holds.
-        options: the adapter's, and those of the reader of CSV and TSV.
+        options: the adapter's, and those of the readers of CSV, TSV and Excel.
     """
     own = adapter_options(name) if name else {}
     known = [*own, *READER_OPTIONS]

@@ -30,6 +30,7 @@ _ALIKE: dict[pl.DataType, set[type]] = {
     pl.Float64(): {float, type(None)},
 }
 _LARGEST = 1 << 1023  # about the largest float
+_WHOLE = 1 << 53  # up to here a float holds every whole number
 _TOKEN = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
 
 
@@ -38,7 +39,7 @@ class Table(NamedTuple):
 
     Attributes:
         frame: record (UInt32), then a column for each path, named by it.
-        rejects: record, code, detail: `json.invalid`, `column.type`, `text.surrogate`.
+        rejects: record, code, detail: `json.invalid`, `json.duplicate_key`, `column.type`, `text.surrogate`.
     """
 
     frame: pl.DataFrame
@@ -53,18 +54,29 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
     """The columns of `raw` at the paths asked for.
 
     Raises:
-        ValueError: a column that the file does not have, or whose type can never be the one asked for.
+        ValueError: a column that the file does not have, or whose type can never be the one asked for; one named
+            `record`.
     """
-    missing = absent(wanted, raw.columns())
+    if "record" in wanted:
+        raise ValueError(f"{raw.name}: the column 'record' has the name of each record's number: rename it in the file")
+    found = _quick(raw, wanted)
+    if found is not None:
+        return found
+    missing = absent(_lacking(raw, wanted), raw.columns())
     if missing and raw.height > len(raw.broken):
         raise ValueError(f"{raw.name}: " + "; ".join(missing))
-    rejects = [(record, "json.invalid", broken.what) for record, broken in raw.broken.items()]
+    rejects = [(record, broken.code, broken.what) for record, broken in raw.broken.items()]
     columns = []
     for path, kind in wanted.items():
         if isinstance(raw.rows, pl.DataFrame):
             column, misfits = _typed(raw.rows, path, kind, raw.name)
         else:
-            column, misfits = _untyped(_values(raw.rows, path), kind)
+            try:
+                column, misfits = _untyped(_values(raw.rows, path), kind)
+            except RecursionError:
+                raise ValueError(
+                    f"{raw.name}: {path!r} nests too deep for a column: name the part that counts"
+                ) from None
         columns.append(column.alias(path))
         rejects += [(record, code, f"{path} {detail}") for record, code, detail in misfits]
     frame = pl.DataFrame({"record": pl.Series(range(raw.height), dtype=pl.UInt32), **{c.name: c for c in columns}})
@@ -74,11 +86,66 @@ def table(raw: Raw, wanted: Mapping[str, Wanted]) -> Table:
     )
 
 
+def _quick(raw: Raw, wanted: Mapping[str, Wanted]) -> Table | None:
+    """The columns of plain JSON lines, read all at once; None where a cell may need a look of its own."""
+    frame = raw.quick
+    if frame is None or absent(wanted, frame.columns):
+        return None
+    columns = []
+    for path, kind in wanted.items():
+        try:
+            column = frame.select(value=_at(frame, path)).to_series()
+            if kind == JSON or (kind == SCALAR and column.dtype not in (pl.String, pl.Int64, pl.Boolean, pl.Null)):
+                return None
+            cell = (pl.String() if column.dtype == pl.String else MESSAGES) if kind == TURNS else kind
+            same = kind in (INFER, SCALAR) or column.dtype == pl.Null or _alike(column.dtype, cell)
+            # What stands first in a list may be of a narrower type than the rest of it.
+            picked = kind == INFER and path not in frame.columns and any(isinstance(s, int) for s in tokens(path))
+            if picked or not _exact(column):
+                return None
+            cast, misfits = _typed(frame, path, kind, raw.name) if same else (column, [()])
+        except (ValueError, TypeError, pl.exceptions.PolarsError):
+            return None
+        if misfits:
+            return None
+        columns.append(cast.alias(path))
+    record = pl.int_range(frame.height, dtype=pl.UInt32, eager=True).alias("record")
+    return Table(pl.DataFrame([record, *columns]), pl.DataFrame(schema=REASON))
+
+
+def _exact(column: pl.Series) -> bool:
+    """Whether no number in a column, however deep, can have lost digits or sign when it was read as a float."""
+    if isinstance(column.dtype, pl.Struct):
+        return all(_exact(field) for field in column.struct.unnest()) if column.dtype.fields else True
+    if isinstance(column.dtype, pl.List):
+        return _exact(column.explode(empty_as_null=False, keep_nulls=False))
+    if column.dtype == pl.Int64:
+        return (column.min() or 0) > -_bound(column.dtype)  # type: ignore[operator]
+    return column.dtype != pl.Float64 or bool(column.is_between(-_WHOLE, _WHOLE).all())
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    """Whether a column of one type is one of the other without any text becoming a number."""
+    if isinstance(wanted, pl.List):
+        return isinstance(found, pl.List) and _alike(found.inner, wanted.inner)
+    if isinstance(wanted, pl.Struct):
+        held = {field.name: field.dtype for field in found.fields} if isinstance(found, pl.Struct) else {}
+        return all(field.name in held and _alike(held[field.name], field.dtype) for field in wanted.fields)
+    return found == wanted or (wanted.is_float() and found.is_numeric()) or found == pl.Null
+
+
 def types(raw: Raw) -> dict[str, pl.DataType]:
     """The type of each column: a frame's own, or what most cells of a JSON file are."""
     if isinstance(raw.rows, pl.DataFrame):
         return dict(raw.rows.schema)
     return {name: infer(_values(raw.rows, name)) for name in raw.columns()}
+
+
+def _lacking(raw: Raw, paths: Iterable[str]) -> list[str]:
+    """The paths whose columns are neither in the file nor, of a piece, in the rest of its file."""
+    names = {path: [path, str(tokens(path)[0])] for path in paths}
+    lacking = set(raw.lacks(list(dict.fromkeys(name for both in names.values() for name in both))))
+    return [path for path, both in names.items() if lacking.issuperset(both)]
 
 
 def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:

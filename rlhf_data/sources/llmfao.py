@@ -4,6 +4,7 @@ import polars as pl
 
 from rlhf_data.sources.cells import SCALAR
 from rlhf_data.sources.observations import Read, reasons
+from rlhf_data.sources.verdicts import once
 
 TABLES = {
     "votes": {"id": SCALAR, "worker": SCALAR, "winner": pl.String()},
@@ -32,9 +33,7 @@ def read(votes: pl.DataFrame, battles: pl.DataFrame, models: pl.DataFrame) -> Re
         ValueError: a battle or a model occurs twice, so that a vote would count twice.
     """
     for name, table in (("battles", battles), ("models", models)):
-        twice = table.filter(pl.col("id").is_duplicated())["id"]
-        if len(twice):
-            raise ValueError(f"llmfao: {name}: the id {twice[0]} occurs {(twice == twice[0]).sum()} times")
+        once("llmfao", name, table, "id")
     found = battles.drop("record").with_columns(battle=pl.lit(True))
     joined = votes.join(found, on="id", how="left", maintain_order="left")
     names = dict(models.select("id", "name").iter_rows())

@@ -57,7 +57,8 @@ def mapped(loaded: Loaded, columns: Mapping[str, Any] | None) -> Iterator[Part]:
         raise ValueError(f"columns map one table, not {', '.join(loaded)}; join them with `sql:`")
     for raws in loaded.values():
         for raw in raws:
-            given = _sound(mapping.identity(raw.columns()) if columns is None else columns, raw)
+            names = raw.columns() if raw.known is None else raw.known
+            given = _sound(mapping.identity(names) if columns is None else columns, raw)
             asked = table(raw, mapping.wanted(given))
             yield Part([raw], _also(declared.read(asked.frame, columns=given), asked.rejects))
 

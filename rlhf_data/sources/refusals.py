@@ -5,6 +5,8 @@ import polars as pl
 from rlhf_data.sources.observations import OBSERVATION
 
 _ROLES = ["system", "user", "assistant"]
+# Sums of larger numbers, and their differences, would overflow in a later step, far from where they came in.
+_LARGEST = 1e300
 _VALUED = {"comparison": "verdict", "rating": "rating", "label": "label", "rank": "rank"}
 
 
@@ -33,6 +35,7 @@ def refusals(rows: pl.DataFrame) -> pl.DataFrame:
         ("pair.identical", compared & (pl.col("completion") == pl.col("other")), None),
         *((f"{word}.missing", (pl.col("kind") == kind) & value.is_null(), None) for kind, word in _VALUED.items()),
         ("value.not_finite", ~value.is_finite(), value),
+        ("value.out_of_range", value.abs() > _LARGEST, value),
         ("preference.out_of_range", compared & ~value.is_between(0, 1), value),
         ("label.out_of_range", (pl.col("kind") == "label") & ~value.is_in([0.0, 1.0]), value),
         ("position.unknown", ~pl.col("position").is_in(["first", "second"]), pl.col("position")),

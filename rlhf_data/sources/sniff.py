@@ -1,9 +1,10 @@
 """Draft a spec from a raw file: which adapter reads it, or which columns probably mean what."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -57,18 +58,34 @@ def sniff(path: str | Path) -> str:
 
 
 # How what an adapter reads is rated and shaped.
+_PAIRS = ("by: votes", "to: paired, pairing: as_given")
+_LABELS = ("by: label", "to: unpaired, label: source")
+_RANKS = ("by: rank", "to: paired, pairing: all")
+_IMITATED = ("", "to: unpaired")
 _WAYS = {
-    "alpaca_eval": ("by: votes", "to: paired, pairing: as_given"),
-    "hh_rlhf": ("by: votes", "to: paired, pairing: as_given"),
-    "llamafactory_kto": ("by: label", "to: unpaired, label: source"),
-    "llmbar": ("by: votes", "to: paired, pairing: as_given"),
-    "oasst": ("by: rank", "to: paired, pairing: all"),
-    "pandalm": ("by: votes", "to: paired, pairing: as_given"),
+    **dict.fromkeys(
+        ("alpaca_eval", "arena", "arena_human_preference", "helpsteer2_preference", "helpsteer3", "hh_rlhf", "llmbar",
+         "orca_dpo", "pandalm", "pku_safe", "shp", "summarize_feedback", "ultrafeedback_binarized", "webgpt"),
+        _PAIRS,
+    ),
+    **dict.fromkeys(("beavertails", "kto", "llamafactory_kto"), _LABELS),
+    **dict.fromkeys(("nectar", "oasst"), _RANKS),
+    **dict.fromkeys(("alpaca", "dolly", "guanaco", "sharegpt"), _IMITATED),
+    "finegrained_qa": ("by: votes", "to: paired, pairing: as_given, ties: drop"),
+    "helpsteer": (
+        "by: aspects, scale: [0, 4], aspects: {helpfulness: 1, correctness: 1, coherence: 1}",
+        "to: paired, pairing: best_vs_worst",
+    ),
+    "mqm": ("by: rating", "to: paired, pairing: best_vs_worst"),
+    "prometheus": ("by: rating, scale: [1, 5]", "to: paired, pairing: best_vs_worst"),
+    "stack_exchange": ("by: rating", "to: paired, pairing: best_vs_worst"),
     "ultrafeedback": (
         f"by: aspects, aspects: {{{', '.join(f'{aspect}: 1' for aspect in ASPECTS)}}}",
         "to: paired, pairing: best_vs_worst",
     ),
-}
+}  # fmt: skip
+# Adapters whose columns other files have too: what a text must begin with.
+_BEGINS = {"hh_rlhf": ("chosen", FIRST_TURN), "guanaco": ("text", "### Human:")}
 
 
 def guess(types: Mapping[str, pl.DataType]) -> dict[str, Any]:
@@ -133,15 +150,14 @@ def _adapter(raw: Raw, types: Mapping[str, pl.DataType]) -> str | None:
     """The adapter whose columns the file has; the one with most of them."""
     fitting = [
         name
-        for name in sources.ADAPTERS
-        if len(tables := sources.adapter(name).TABLES) == 1
-        and all(_is_of(types.get(column), wanted) for column, wanted in tables["raw"].items())
+        for name in _WAYS
+        if all(_is_of(types.get(column), wanted) for column, wanted in sources.adapter(name).TABLES["raw"].items())
     ]
-    if (
-        "hh_rlhf" in fitting
-        and not cells.table(raw, {"chosen": pl.String()}).frame["chosen"].str.starts_with(FIRST_TURN).any()
-    ):
-        fitting.remove("hh_rlhf")
+    for name, (column, start) in _BEGINS.items():
+        if name in fitting and not cells.table(raw, {column: pl.String()}).frame[column].str.starts_with(start).any():
+            fitting.remove(name)
+    judged = guess(types).keys() & {"chosen", "other", *mapping.NUMBERS}
+    fitting = [name for name in fitting if not (judged and _WAYS[name] == _IMITATED)]
     return max(fitting, key=lambda name: len(sources.adapter(name).TABLES["raw"]), default=None)
 
 
@@ -152,17 +168,26 @@ def _is_of(dtype: pl.DataType | None, wanted: cells.Wanted) -> bool:
         return wanted != cells.JSON or isinstance(dtype, pl.Struct)
     if wanted.is_numeric():
         return dtype.is_numeric()
+    if isinstance(wanted, pl.List) and isinstance(dtype, pl.List):
+        return dtype.inner == pl.Null or _is_of(cast("pl.DataType", dtype.inner), cast("pl.DataType", wanted.inner))
+    if isinstance(wanted, pl.Struct) and isinstance(dtype, pl.Struct):
+        return bool(_fields(wanted) & _fields(dtype))
     return type(dtype) is type(wanted)
 
 
 def _adapter_lines(name: str) -> list[str]:
-    needed = {o: d for o, d in sources.adapter_options(name).items() if d is not None}
+    given = {o: d for o, d in sources.adapter_options(name).items() if d is not None}
+    needed = {o: "FILL_IN" if d is inspect.Parameter.empty else _plain(d) for o, d in given.items()}
     lines = [f"    adapter: {name}                     # guessed: the file has its columns"]
     if name == "alpaca_eval":
         lines.append("    options: {verdict: code, tie: 1.5}     # check: what do the values of `preference` mean?")
     elif needed:
         lines.append(f"    options: {{{', '.join(f'{option}: {default}' for option, default in needed.items())}}}")
     return lines
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _column_lines(columns: Mapping[str, Any], types: Mapping[str, pl.DataType], raw: Raw) -> list[str]:
@@ -206,7 +231,7 @@ def _spec(name: str, path: str | Path, reading: list[str], rate: str, shape: str
         f"    path: {_quoted(str(path))}",
         *reading,
         "    # license: say what it is before you pass anything on",
-        f"rate: {{{rate}}}",
+        *([f"rate: {{{rate}}}"] if rate else []),
         "split: {test: 0.05, by: root}",
         f"shape: {{{shape}}}",
         f"publish: {{to: snapshots/{name.replace('_', '-')}}}",

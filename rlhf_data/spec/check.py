@@ -13,7 +13,7 @@ from rlhf_data import rules, tables
 from rlhf_data.clean import filter as clean_filter
 from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
 from rlhf_data.spec.read import Lines, line_of, runs_wanted
-from rlhf_data.spec.sections import Source, Spec
+from rlhf_data.spec.sections import Clean, Source, Spec
 
 Found = tuple[Path, str]
 
@@ -46,15 +46,15 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
     for name, source in spec.sources.items():
         yield from _source(("sources", name), source)
     for k, operation in enumerate(spec.clean):
-        yield from _expression(("clean", k, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
+        yield from _clean(("clean", k), operation)
     if spec.weigh.weight.row is not None:
-        rows = tables.columns(f"{spec.shape.to}_rows")
+        types = tables.columns(f"{spec.shape.to}_rows")
+        rows = {name: pl.String() if dtype == pl.Categorical else dtype for name, dtype in types.items()}
         yield from _expression(("weigh", "weight", "row"), spec.weigh.weight.row, rows, wanted=None)
     if spec.weigh.weight.label is not None and spec.shape.to == "paired":
         yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
     yield from _polarity(spec)
-    for unknown in (spec.weigh.weight.source or {}).keys() - spec.sources.keys():
-        yield ("weigh", "weight", "source", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+    yield from _mix(spec)
     for name in sorted(runs_wanted(spec) - names):
         if workspace.model_of(name) is None:
             path = next(p for p in (("score", "model"), ("train", "model")) if _starts_from(spec, p[0], name))
@@ -89,6 +89,38 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         )
 
 
+def _clean(path: Path, operation: Clean) -> Iterator[Found]:
+    """Problems of a cleaning operation: its condition, its files, its words."""
+    if operation.where is not None:
+        yield from _expression((*path, "where"), operation.where, clean_filter.COLUMNS, wanted=pl.Boolean)
+    if operation.against is not None:
+        from rlhf_data.clean.contaminated import SUFFIXES
+        from rlhf_data.sources.places import find_files
+
+        try:
+            found = find_files(operation.against)
+        except ValueError as error:
+            yield (*path, "against"), str(error)
+            return
+        for file in (file for named in found.values() for file in named if file.suffix.lower() not in SUFFIXES):
+            yield (*path, "against"), f"cannot look for texts in {file}; use {', '.join(SUFFIXES)}"
+    if operation.kinds is not None:
+        from rlhf_data.clean.pii import KINDS
+
+        for kind in (kind for kind in operation.kinds if kind not in KINDS):
+            yield (*path, "kinds"), f"no kind {kind!r} of personal data; {did_you_mean(kind, KINDS)}"
+    if operation.keep is not None:
+        from rlhf_data.clean import language
+
+        try:
+            known = language.codes()
+        except ModuleNotFoundError as error:
+            yield path, str(error)
+            return
+        for code in (code for code in operation.keep if code not in known):
+            yield (*path, "keep"), f"no language {code!r}; use codes of ISO 639, such as en, zh, de"
+
+
 def _polarity(spec: Spec) -> Iterator[Found]:
     """A scale is of the ratings after `polarity` has turned them round."""
     turned = [
@@ -98,6 +130,37 @@ def _polarity(spec: Spec) -> Iterator[Found]:
         low, high = spec.rate.scale
         names = ", ".join(turned)
         yield ("rate", "scale"), f"polarity makes the ratings of {names} negative; write [{-high:g}, {-low:g}]"
+
+
+def _mix(spec: Spec) -> Iterator[Found]:
+    """What is said of sources that are not there, and of shares that cannot be counted."""
+    from rlhf_data.weigh.weight import KEYS
+
+    weigh = spec.weigh
+    named: dict[Path, Any] = {("weigh", key): getattr(weigh, key) for key in ("keep", "rows", "share")}
+    named["weigh", "weight", "source"] = weigh.weight.source
+    for path, by_source in named.items():
+        for unknown in (by_source or {}).keys() - spec.sources.keys():
+            yield (*path, unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+    unnamed = spec.sources.keys() - (weigh.share or spec.sources).keys()
+    if unnamed:
+        yield ("weigh", "share"), f"says nothing of {', '.join(sorted(unnamed))}; name every source, 0 leaves one out"
+    if weigh.of == "tokens" and spec.score is None and spec.train is None:
+        yield ("weigh", "of"), "tokens are counted by the tokenizer of score or train, and the spec has neither"
+    learnt = weigh.weight.table
+    if learnt is not None and learnt.key not in KEYS[spec.shape.to]:
+        known = ", ".join(KEYS[spec.shape.to])
+        yield (
+            ("weigh", "weight", "table", "key"),
+            f"the {spec.shape.to} table has no {learnt.key}; write one of {known}",
+        )
+    if learnt is not None and not FilePath(learnt.path).is_file():
+        yield (
+            ("weigh", "weight", "table", "path"),
+            f"no file {learnt.path} (a relative path starts at {FilePath.cwd()})",
+        )
+    if spec.expect.label_balance is not None and spec.shape.to == "paired":
+        yield ("expect", "label_balance"), "the paired table has no label; leave it out, or shape to: unpaired"
 
 
 def _starts_from(spec: Spec, part: str, name: str) -> bool:
@@ -118,7 +181,7 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     if known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
-    for key in sources.READER_OPTIONS:
+    for key in ("quote", "separator"):
         value = source.options.get(key, ",")
         if not isinstance(value, str) or len(value) > 1 or (key == "separator" and not value):
             yield (*path, "options", key), f"must be one character{', or empty for none' * (key == 'quote')}"

@@ -85,18 +85,18 @@ class Source(Section):
     """One raw data set: where it is, and how its records become observations."""
 
     path: PathLike = None
-    hf: str | None = Field(None, description="a hub id or a local data set folder, as ID[@REVISION][:SPLIT]")
+    hf: str | None = Field(default=None, description="a hub id or a local data set folder, as ID[@REVISION][:SPLIT]")
     snapshot: Later = None
     generate: Later = None
-    adapter: str | None = Field(None, description="a named adapter")
+    adapter: str | None = Field(default=None, description="a named adapter")
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own options")
-    columns: dict[str, Any] | None = Field(None, description="what the raw columns mean")
-    sql: str | None = Field(None, description="DuckDB SQL over the raw table, named raw")
+    columns: dict[str, Any] | None = Field(default=None, description="what the raw columns mean")
+    sql: str | None = Field(default=None, description="DuckDB SQL over the raw table, named raw")
     format: Annotated[str, AfterValidator(one_of("jsonl", "json", "csv", "tsv", "parquet", later=("xlsx",)))] | None = (
         None
     )
     license: str | None = None
-    category: str | None = Field(None, description="the category of every row that has none")
+    category: str | None = Field(default=None, description="the category of every row that has none")
     keep_columns: Later = None
 
     @model_validator(mode="after")
@@ -110,21 +110,48 @@ class Source(Section):
         return self
 
 
-LATER_OPS = ("dedup", "decontaminate", "language", "pii")
+# What each operation must say, and what it may.
+OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "filter": (("where",), ()),
+    "dedup": (("keys",), ("near", "prefer")),
+    "decontaminate": (("against",), ("ngram", "of")),
+    "language": (("keep",), ("min_confidence", "of")),
+    "pii": (("do",), ("kinds", "of")),
+}
+DEDUP_KEYS = (["prompt"], ["completion"], ["completion", "prompt"], ["pair"])
+Near = Annotated[float, Field(gt=0.0, le=1.0, description="estimated Jaccard similarity of sets of 5 characters")]
+Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class Clean(Section):
     """One cleaning operation."""
 
-    op: Annotated[str, AfterValidator(one_of("filter", later=LATER_OPS))]
-    where: str = Field(description="a condition in polars' SQL; completions for which it is not true are left out")
+    op: Annotated[str, AfterValidator(one_of(*OPS))]
+    where: str | None = Field(
+        None, description="a condition in polars' SQL; completions for which it is not true are left out"
+    )
+    keys: Texts | None = Field(None, description="what must be the same: prompt, completion, both, or pair")
+    near: Near | None = None
+    prefer: Annotated[str, AfterValidator(one_of("highest_rating"))] | None = None
+    against: PathLike = None
+    ngram: Count = 13
+    keep: Texts | None = Field(None, description="codes of languages, such as en")
+    min_confidence: Share = 0.0
+    do: Annotated[str, AfterValidator(one_of("mark", "mask", "quarantine"))] | None = None
+    kinds: Texts | None = None
+    of: Annotated[str, AfterValidator(one_of("prompt", "completion", "both"))] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("op") in LATER_OPS:
-            raise _refuse(f"op {value['op']!r} is not supported yet; leave it out")
-        return value
+    @model_validator(mode="after")
+    def _keys_of_the_operation(self) -> "Clean":
+        must, may = OPS[self.op]
+        for key in sorted(self.model_fields_set - {"op", *must, *may}):
+            raise _refuse(f"op {self.op} has no key {key!r}; it has {', '.join((*must, *may))}")
+        for key in must:
+            if getattr(self, key) is None:
+                raise _refuse(f"op {self.op} needs {key}")
+        if self.keys is not None and sorted(self.keys) not in DEDUP_KEYS:
+            raise _refuse("keys must be [prompt], [completion], [prompt, completion] or [pair]")
+        return self
 
 
 class Rate(Section):
@@ -161,14 +188,17 @@ class Rate(Section):
 
 
 class Split(Section):
-    """Held-out shares, by conversation root."""
+    """Held-out shares, by conversation root or by cluster of near-duplicate roots."""
 
     test: Share = 0.0
     validation: Share = 0.0
-    by: Annotated[str, AfterValidator(one_of("root", later=("prompt_cluster",)))] = "root"
+    by: Annotated[str, AfterValidator(one_of("root", "prompt_cluster"))] = "root"
+    near: Near = 0.8
 
     @model_validator(mode="after")
     def _leave_something(self) -> "Split":
+        if "near" in self.model_fields_set and self.by != "prompt_cluster":
+            raise _refuse("near says which prompts are a cluster; say by: prompt_cluster, or leave near out")
         if self.test + self.validation >= 1.0:
             raise _refuse(
                 f"test and validation take {self.test + self.validation:g} of the rows; nothing is left to train on"
@@ -176,8 +206,8 @@ class Split(Section):
         return self
 
 
-PAIRED_ONLY = ("pairing", "min_margin")
-UNPAIRED_ONLY = ("label", "threshold", "gap")
+PAIRED_ONLY = ("pairing", "min_margin", "max_pairs_per_prompt")
+UNPAIRED_ONLY = ("label", "threshold", "gap", "balance")
 
 
 class Shape(Section):
@@ -188,12 +218,16 @@ class Shape(Section):
         str, AfterValidator(one_of("as_given", "best_vs_worst", "best_vs_random", "all", "adjacent"))
     ] = "best_vs_worst"
     min_margin: Annotated[float, Field(ge=0.0)] = 0.0
-    max_pairs_per_prompt: Later = None
+    max_pairs_per_prompt: Count | None = Field(
+        default=None, description="at most so many of a prompt, drawn by keyed hash"
+    )
     ties: Annotated[str, AfterValidator(one_of("drop", "soft"))] = "drop"
     label: Annotated[str, AfterValidator(one_of("source", "threshold", "prompt_mean"))] = "source"
     threshold: float = 0.0
     gap: Annotated[float, Field(ge=0.0)] = 0.0
-    balance: Later = None
+    balance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="share of desirable rows among the labelled ones of the train split"
+    )
 
     @model_validator(mode="after")
     def _words_fit_the_table(self) -> "Shape":
@@ -210,6 +244,19 @@ class Shape(Section):
         return self
 
 
+class Learnt(Section):
+    """A table of weights learnt elsewhere, which multiply the others."""
+
+    path: str
+    key: Annotated[
+        str, AfterValidator(one_of("pair_id", "completion_id", "prompt_id", "chosen_id", "source", "category"))
+    ]
+    column: str = "weight"
+    missing: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="of a row without one; else it is refused"
+    )
+
+
 class Weight(Section):
     """Factors of the one `weight` that multiplies a row's loss."""
 
@@ -217,6 +264,7 @@ class Weight(Section):
     category: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     label: dict[bool, Annotated[float, Field(ge=0.0)]] | None = None
     row: str | None = None  # an expression in polars' SQL over the table's columns, such as margin
+    table: Learnt | None = None
     clip: Positive | None = None
     normalize: Annotated[str, AfterValidator(one_of("mean_one"))] | None = None
 
@@ -224,11 +272,24 @@ class Weight(Section):
 class Weigh(Section):
     """What is in the mix, and what multiplies the loss."""
 
-    share: Later = None
-    rows: Later = None
-    keep: Later = None
-    temperature: Later = None
+    keep: dict[str, Share] | None = Field(default=None, description="the part of a source's train rows that stays")
+    rows: dict[str, Count] | None = Field(default=None, description="at most so many train rows of a source")
+    share: dict[str, Annotated[float, Field(ge=0.0)]] | None = Field(
+        default=None, description="the part of the mix, of every source"
+    )
+    temperature: Positive | None = Field(default=None, description="shares as size^(1/temperature)")
+    of: Annotated[str, AfterValidator(one_of("rows", "tokens"))] = "rows"
     weight: Weight = Weight()
+
+    @model_validator(mode="after")
+    def _one_mix(self) -> "Weigh":
+        if self.share is not None and self.temperature is not None:
+            raise _refuse("share and temperature both say how much of each source there is; leave one of them out")
+        if "of" in self.model_fields_set and self.share is None and self.temperature is None:
+            raise _refuse("of says what a share is counted in; say share or temperature too, or leave it out")
+        if self.share is not None and not sum(self.share.values()) > 0:
+            raise _refuse("share leaves every source out; give at least one a share over 0")
+        return self
 
 
 class Score(Section):
@@ -237,9 +298,11 @@ class Score(Section):
     model: ModelReference
     template: str = Field("chat", description="chat, plain, or the path of a .jinja file")
     max_length: Count = 1024
-    max_prompt_length: Count | None = Field(None, description="three quarters of max_length by default")
+    max_prompt_length: Count | None = Field(default=None, description="three quarters of max_length by default")
     dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
-    token_budget: Count | None = Field(None, description="tokens of a forward pass; speed and memory, not numbers")
+    token_budget: Count | None = Field(
+        default=None, description="tokens of a forward pass; speed and memory, not numbers"
+    )
     references: Later = None
 
 
@@ -250,9 +313,13 @@ class Expect(Section):
         None  # [fewest, most], null = no bound
     )
     quarantine_rate: Share | None = None  # most rows in quarantine, as a share of the raw records
-    label_balance: Later = None
-    ess: Later = None
-    categories: Later = None
+    label_balance: Annotated[list[Share | None], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="[least, most] share of desirable rows among the labelled ones"
+    )
+    ess: Share | None = Field(
+        default=None, description="least effective sample size of the weights, as a share of the train rows"
+    )
+    categories: dict[str, Count] | None = Field(default=None, description="least rows of each category")
 
     @model_validator(mode="after")
     def _fewest_first(self) -> "Expect":
@@ -282,7 +349,9 @@ class Train(BaseModel):
     epochs: Positive = 1.0
     max_steps: Count | None = None
     batch_size: Count = Field(16, description="rows of an optimizer step")
-    token_budget: Count | None = Field(None, description="tokens of a forward pass; speed and memory, not numbers")
+    token_budget: Count | None = Field(
+        default=None, description="tokens of a forward pass; speed and memory, not numbers"
+    )
     learning_rate: Positive = 1e-5
     schedule: Annotated[str, AfterValidator(one_of("linear", "cosine", "constant"))] = "linear"
     warmup: Share = 0.1
@@ -316,7 +385,7 @@ class Evaluate(Section):
     split: Annotated[str, AfterValidator(one_of("test", "validation"))] = "test"
     verifier: Annotated[str, AfterValidator(_function)] | None = None
     samples: Count = Field(1, description="answers generated per prompt")
-    prompts: Count | None = Field(None, description="at most so many held-out prompts")
+    prompts: Count | None = Field(default=None, description="at most so many held-out prompts")
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     max_new_tokens: Count = 128
 

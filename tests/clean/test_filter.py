@@ -1,46 +1,29 @@
 """A filter keeps the completions that its condition is true of, and the judgments that still make sense."""
 
-import polars as pl
 import pytest
 
-from rlhf_data import ids, tables
+from rlhf_data import texts
 from rlhf_data.clean.collect import collect
 from rlhf_data.clean.filter import filter_completions
+from tests.rows import answers_of, read_sources, text_folder
 
-P, Q = "p" * 32, "q" * 32
+HI = [{"role": "user", "content": "hi"}]
+ASKED = [{"role": "system", "content": "sys"}, {"role": "user", "content": "q"}]
 
 
-def write(folder, completions, judgments=(), source="s"):
-    """A folder of text: completions are (name, text, category), judgments (name, other)."""
-    folder.mkdir()
-    turns = [
-        [{"role": "user", "content": "hi"}],
-        [{"role": "system", "content": "sys"}, {"role": "user", "content": "q"}],
+def records(completions, judgments=()) -> list[dict]:
+    """Records of (name, text, category) that are rated, and of (name, name or None) that are judged."""
+    asked = {name: ASKED if name == "q" else HI for name, *_ in completions}
+    text = {name: text for name, text, _ in completions}
+    held = [
+        {"prompt": asked[name], "completion": text, "category": category, "rating": 1.0}
+        for name, text, category in completions
     ]
-    prompts = pl.DataFrame(
-        {"prompt_id": [P, Q], "prompt": pl.Series(turns, dtype=ids.MESSAGES), "split_key": ["a", "b"]}
-    )
-    tables.write(prompts, folder / "prompts.parquet", "prompts")
-    rows = [
-        {
-            "completion_id": n * 32,
-            "prompt_id": Q if n == "q" else P,
-            "completion": text,
-            "category": c,
-            "source": source,
-        }
-        for n, text, c in completions
+    return held + [
+        {"prompt": asked[one], "completion": text[one]}
+        | ({"rating": 1.0} if other is None else {"other": text[other], "preference": 1.0})
+        for one, other in judgments
     ]
-    frame = pl.DataFrame(rows, infer_schema_length=None) if rows else tables.empty("completions")
-    tables.write(frame, folder / "completions.parquet", "completions")
-    heard = [
-        {"prompt_id": P, "completion_id": n * 32, "other_id": o and o * 32, "kind": "comparison" if o else "rating"}
-        | {"value": 1.0, "source": source, "raw_ref": f"f#{i}"}
-        for i, (n, o) in enumerate(judgments)
-    ]
-    frame = pl.DataFrame(heard, infer_schema_length=None) if heard else tables.empty("judgments")
-    tables.write(frame, folder / "judgments.parquet", "judgments")
-    return folder
 
 
 @pytest.fixture
@@ -48,11 +31,11 @@ def kept(tmp_path):
     """Names of completions and number of judgments that a condition leaves; the counts."""
 
     def kept(where, completions, judgments=()):
-        folder = write(tmp_path / "in", completions, judgments)
-        (tmp_path / "out").mkdir()
-        counts = filter_completions({"text": folder}, tmp_path / "out", where=where, step="clean:1")
-        names = tables.read(tmp_path / "out" / "completions.parquet", "completions")["completion_id"].str.head(1)
-        return names.to_list(), tables.read(tmp_path / "out" / "judgments.parquet", "judgments").height, counts
+        folder = text_folder(tmp_path, {"s": records(completions, judgments)})
+        (out := tmp_path / "out").mkdir()
+        counts = filter_completions({"text": folder}, out, where=where, step="clean:1")
+        left = set(answers_of(out)["completion"]) if texts.read(out, "completions").height else set()
+        return [name for name, text, _ in completions if text in left], texts.read(out, "judgments").height, counts
 
     return kept
 
@@ -77,9 +60,9 @@ def test_what_a_condition_is_true_of_is_kept_and_null_is_false(where, names, kep
 
 
 def test_judgments_go_with_either_of_their_completions(kept):
-    judgments = [("a", None), ("b", None), ("a", "b"), ("b", "a"), ("a", "c")]
+    judgments = [("a", "b"), ("b", "a"), ("a", "c")]  # besides, each is rated
     _, heard, counts = kept("completion <> 'bb'", [("a", "a", None), ("b", "bb", None), ("c", "c", None)], judgments)
-    assert heard == 2
+    assert heard == 3
     assert counts[1].filtered == {"of a completion with not (completion <> 'bb')": 3}
 
 
@@ -88,14 +71,22 @@ def test_a_condition_that_fails_on_a_row_is_an_error_that_names_it(kept):
         kept("CAST(completion AS INT) > 1", [("a", "a", None)])
 
 
+def test_nothing_to_keep_is_nothing_left(kept):
+    names, heard, counts = kept("length(completion) > 1", [])
+    assert (names, heard, [count.rows_in for count in counts]) == ([], 0, [0, 0])
+
+
 def test_of_two_sources_with_one_text_the_first_names_it_and_every_judgment_stays(tmp_path):
-    first = write(tmp_path / "1", [("a", "a", "x")], [("a", None)], source="first")
-    second = write(tmp_path / "2", [("a", "a", "y"), ("b", "b", "y")], [("a", None), ("b", None)], source="second")
-    for name, inputs, source in (("o", [first, second], "first"), ("r", [second, first], "second")):
-        (out := tmp_path / name).mkdir()
-        counts = collect({folder.name: folder for folder in inputs}, out)
-        completions = tables.read(out / "completions.parquet", "completions").sort("completion_id")
-        assert completions["source"].to_list() == [source, "second"]
-        assert tables.read(out / "prompts.parquet", "prompts").height == 2
-        assert tables.read(out / "judgments.parquet", "judgments").height == 3
+    sources = {"first": records([("a", "a", "x"), ("q", "q", "x")])}
+    sources["second"] = records([("a", "a", "y"), ("b", "b", "y"), ("q", "r", "y")])
+    given = read_sources(tmp_path, sources)
+    for names in (["first", "second"], ["second", "first"]):
+        (out := tmp_path / "-".join(names)).mkdir()
+        counts = collect({name: given[name] for name in names}, out)
+        found = {row["completion"]: (row["source"], row["category"]) for row in answers_of(out).to_dicts()}
+        of_both = (names[0], "x" if names[0] == "first" else "y")
+        assert found == {"a": of_both, "b": ("second", "y"), "q": ("first", "x"), "r": ("second", "y")}
+        assert texts.read(out, "prompts").height == 2
+        judgments = texts.read(out, "judgments")
+        assert sorted(judgments["source"].cast(str)) == ["first"] * 2 + ["second"] * 3
         assert [c.merged for c in counts] == [{"in several sources": 2}, {"in several sources": 1}]

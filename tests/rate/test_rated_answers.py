@@ -1,6 +1,7 @@
 """Ratings, labels and ranks of an answer become its rating, reward and label."""
 
-import polars as pl
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,22 +10,18 @@ from polars.testing import assert_frame_equal
 from rlhf_data import tables
 from rlhf_data.rate.rate import rate
 from rlhf_data.rate.ratings import rate_answers
+from tests.rows import identity, index, judged, named
 
-P = "p" * 32
 few = settings(deadline=None, max_examples=50)
 
 
 def judgment(answer: str, value: float | None, kind: str = "rating", **more) -> dict:
-    row = {"prompt_id": P, "completion_id": answer * 32, "kind": kind, "value": value, "source": "s"}
-    return row | {"raw_ref": f"f#{answer}{value}"} | more
-
-
-def judged(*rows: dict) -> pl.DataFrame:
-    return tables.conform(pl.DataFrame(list(rows), infer_schema_length=None), "judgments")
+    return {"completion": answer, "kind": kind, "value": value} | more
 
 
 def answers(*rows: dict, scale=None) -> dict[str, dict]:
-    return {row["completion_id"][0]: row for row in rate_answers(judged(*rows), scale=scale).to_dicts()}
+    found = rate_answers(judged(*rows), scale=scale)
+    return dict(zip(named(found["completion_row"]), found.to_dicts(), strict=True))
 
 
 @pytest.fixture
@@ -32,17 +29,9 @@ def run(tmp_path):
     """The step on judgments; gives rated, compared, quarantine and its count."""
 
     def run(*rows: dict, **parameters):
-        folder, out = tmp_path / "in", tmp_path / "out"
-        folder.mkdir()
+        text, out = index(tmp_path / "in", judgments=rows), tmp_path / "out"
         out.mkdir()
-        frame = judged(*rows)
-        named = pl.concat([frame["completion_id"], frame["other_id"].drop_nulls()]).unique(maintain_order=True)
-        completions = pl.DataFrame({"completion_id": named}).with_columns(
-            prompt_id=pl.lit(P), completion=pl.lit("x"), source=pl.lit("s"), category=pl.lit("c")
-        )
-        tables.write(completions, folder / "completions.parquet", "completions")
-        tables.write(frame, folder / "judgments.parquet", "judgments")
-        (count,) = rate({"text": folder}, out, **parameters)
+        (count,) = rate({"text": text}, out, **parameters)
         found = [tables.read(out / f"{name}.parquet", name) for name in ("rated", "compared", "quarantine")]
         return (*found, count)
 
@@ -100,9 +89,11 @@ def test_the_order_of_judgments_changes_no_digit(ratings, data):
 
 def test_a_rating_off_the_scale_is_refused_and_the_rest_goes_on(run):
     rated, _, quarantine, count = run(judgment("a", 5), judgment("b", 5.1), judgment("c", 0), scale=(1, 5))
-    assert rated["completion_id"].str.head(1).to_list() == ["a"]
+    assert named(rated["completion_row"]) == ["a"]
     assert quarantine["code"].to_list() == ["rating.out_of_scale"] * 2
     assert quarantine["detail"][0] == "the declared scale is 1 to 5"
+    assert quarantine["raw_ref"].to_list() == [["f#1"], ["f#2"]]
+    assert [json.loads(row)["completion_id"] for row in quarantine["row"]] == [identity("b"), identity("c")]
     assert (count.rows_in, count.out, count.quarantined) == (3, 1, {"rating.out_of_scale": 2})
 
 
@@ -113,14 +104,15 @@ def test_the_scale_is_the_ratings_and_not_the_labels(run):
 
 def test_aspects_are_a_weighted_mean_and_an_answer_that_lacks_one_is_refused(run):
     rated, _, quarantine, count = run(
-        judgment("a", 4, aspect="tone", raw_ref="f#0"),
-        judgment("a", 1, aspect="truth", raw_ref="f#0"),
-        judgment("a", 3, aspect="length", raw_ref="f#0"),
-        judgment("b", 5, aspect="tone", raw_ref="f#1"),
+        judgment("a", 4, aspect="tone", record=0),
+        judgment("a", 1, aspect="truth", record=0),
+        judgment("a", 3, aspect="length", record=0),
+        judgment("b", 5, aspect="tone", record=1),
         by="aspects",
         aspects={"tone": 1.0, "truth": 2.0},
     )
-    assert rated.select("completion_id", "rating").rows() == [("a" * 32, (4 * 1 + 1 * 2) / 3)]
+    assert (named(rated["completion_row"]), rated["rating"].to_list()) == (["a"], [(4 * 1 + 1 * 2) / 3])
+    assert rated["judgment_rows"].to_list() == [[0, 1]]
     assert quarantine.select("code", "raw_ref").rows() == [("aspect.missing", ["f#1"])]
     assert (count.rows_in, count.out, count.merged) == (4, 1, {"into one row per answer or pair": 1})
     assert count.filtered == {"aspect not named in rate.aspects": 1}
@@ -138,17 +130,22 @@ def test_an_aspect_that_nobody_rates_is_an_error(run):
 
 def test_judgments_of_another_kind_are_left_out_and_counted(run):
     rated, compared, _, count = run(
-        judgment("a", 4), judgment("b", 1, "label"), judgment("a", 1, "comparison", other_id="b" * 32), by="rating"
+        judgment("a", 4), judgment("b", 1, "label"), judgment("a", 1, "comparison", other="b"), by="rating"
     )
     assert (rated.height, compared.height) == (1, 0)
     assert count.filtered == {"comparison, and rate is by rating": 1, "label, and rate is by rating": 1}
 
 
 def test_without_by_every_kind_is_heard_in_its_own_way(run):
-    rated, compared, _, count = run(judgment("a", 4), judgment("a", 1, "comparison", other_id="b" * 32))
+    rated, compared, _, count = run(judgment("a", 4), judgment("a", 1, "comparison", other="b"))
     assert (rated.height, compared.height, count.filtered) == (1, 1, {})
 
 
 def test_no_judgments_give_empty_tables(run):
     rated, compared, quarantine, count = run(judgment("a", 9), scale=(1, 5))
     assert (rated.height, compared.height, quarantine.height, count.out) == (0, 0, 1, 0)
+
+
+def test_where_nothing_was_judged_there_is_nothing_to_rate(run):
+    rated, compared, quarantine, count = run()
+    assert (rated.height, compared.height, quarantine.height, count.rows_in) == (0, 0, 0, 0)

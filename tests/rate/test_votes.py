@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from rlhf_data.rate import votes
+from tests import rows
 
 few = settings(deadline=None, max_examples=50)
 A, B, C = "a", "b", "c"
@@ -19,15 +20,18 @@ vote = st.tuples(
 
 
 def judged(ballots) -> pl.DataFrame:
-    columns = ["prompt_id", "completion_id", "other_id", "value", "source", "raw_ref"]
-    rows = [("p", pair[0], pair[1], value, source, f"f#{i}") for i, (pair, value, source) in enumerate(ballots)]
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    return rows.judged(
+        *(
+            {"completion": one, "other": other, "kind": "comparison", "value": value, "source": source}
+            for (one, other), value, source in ballots
+        )
+    )
 
 
 def preferences(*values: float, method: str = "mean") -> tuple[str, float]:
     """Who is chosen, and how surely, where A met B with these values."""
     (row,) = votes.compare(judged([((A, B), value, "s") for value in values]), method=method).to_dicts()
-    return row["chosen_id"], row["preference"]
+    return rows.ANSWERS[row["chosen_row"]], row["preference"]
 
 
 @pytest.mark.parametrize("method", votes.METHODS)
@@ -45,17 +49,17 @@ def test_a_preference_is_between_one_half_and_one_and_every_vote_counts_once(met
     compared = votes.compare(judged(ballots), method=method)
     assert compared["preference"].is_between(0.5, 1.0).all()
     assert compared["votes"].sum() == len(ballots)
-    assert sorted(compared["raw_ref"].explode().drop_nulls()) == sorted(f"f#{i}" for i in range(len(ballots)))
-    assert not compared.select("chosen_id", "rejected_id", "source").is_duplicated().any()
-    assert (compared["chosen_id"] != compared["rejected_id"]).all()
+    assert sorted(compared["judgment_rows"].explode().drop_nulls()) == list(range(len(ballots)))
+    assert not compared.select("chosen_row", "rejected_row", "source").is_duplicated().any()
+    assert (compared["chosen_row"] != compared["rejected_row"]).all()
 
 
 @few
 @given(ballots=st.lists(vote, max_size=12), data=st.data())
 def test_the_order_of_votes_does_not_matter(ballots, data):
-    rows = judged(ballots)
-    shuffled = rows[data.draw(st.permutations(range(len(ballots))))] if ballots else rows
-    assert_frame_equal(votes.compare(shuffled), votes.compare(rows))
+    votes_cast = judged(ballots)
+    shuffled = votes_cast[data.draw(st.permutations(range(len(ballots))))] if ballots else votes_cast
+    assert_frame_equal(votes.compare(shuffled), votes.compare(votes_cast))
 
 
 @pytest.mark.parametrize(
@@ -78,4 +82,4 @@ def test_the_mean_keeps_doubt_and_the_majority_does_not(values, mean, majority):
 
 def test_sources_vote_apart():
     compared = votes.compare(judged([((A, B), 1.0, "s"), ((A, B), 0.0, "t")]))
-    assert compared.select("source", "chosen_id").rows() == [("s", A), ("t", B)]
+    assert compared["source"].to_list() == ["s", "t"] and rows.named(compared["chosen_row"]) == [A, B]

@@ -6,35 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_data import tables
-from rlhf_data.shape.pairing import STRATEGIES
+from rlhf_data.shape.pairing import propose
 from rlhf_data.shape.unpaired import to_unpaired, unpair
+from tests.rows import PROMPTS, compared, index, named, rated
 
-P = "p" * 32
 few = settings(deadline=None, max_examples=50)
 
 
 def pairs(*rows: tuple[str, str, float, int]) -> pl.DataFrame:
-    return tables.conform(
-        pl.DataFrame(
-            [
-                {
-                    "prompt_id": P,
-                    "chosen_id": chosen * 32,
-                    "rejected_id": rejected * 32,
-                    "preference": preference,
-                    "votes": votes,
-                    "source": "s",
-                    "raw_ref": [f"f#{i}"],
-                }
-                for i, (chosen, rejected, preference, votes) in enumerate(rows)
-            ]
-        ),
-        "compared",
+    return compared(
+        *(
+            {"chosen": chosen, "rejected": rejected, "preference": preference, "votes": votes}
+            for chosen, rejected, preference, votes in rows
+        )
     )
 
 
 def rewards(frame: pl.DataFrame) -> dict[str, tuple]:
-    return {row["completion_id"][0]: (row["reward"], row["label"], row["votes"]) for row in frame.to_dicts()}
+    found = frame.select("reward", "label", "votes").rows()
+    return dict(zip(named(frame["completion_row"]), found, strict=True))
 
 
 def test_an_answer_that_won_three_and_lost_one_is_one_row():
@@ -58,24 +48,28 @@ def test_who_wins_as_often_as_they_lose_is_neither_good_nor_bad_in_floats_too(wo
 @few
 @given(groups=st.lists(st.lists(st.integers(0, 4).map(float), min_size=2, max_size=5), min_size=1, max_size=4))
 def test_pairing_then_unpairing_loses_no_answer(groups):
+    places = [(p, reward) for p, group in enumerate(groups) for reward in group]
     answers = pl.DataFrame(
-        [
-            {"prompt_id": f"p{p}", "source": "s", "completion_id": f"p{p}a{a}", "reward": reward, "category": "c"}
-            | {"votes": 1, "raw_ref": [f"f#{p}.{a}"]}
-            for p, group in enumerate(groups)
-            for a, reward in enumerate(group)
-        ]
+        {
+            "prompt_row": pl.Series([p for p, _ in places], dtype=pl.UInt32),
+            "completion_row": pl.Series(range(len(places)), dtype=pl.UInt32),
+            "source": pl.Series(["s"] * len(places), dtype=pl.Categorical),
+            "reward": [reward for _, reward in places],
+            "votes": [1] * len(places),
+        }
     )
-    back = unpair(STRATEGIES["all"](answers, 0).with_columns(preference=pl.lit(1.0)))
-    assert set(back["completion_id"]) == set(answers["completion_id"])
-    assert set(back["raw_ref"].explode()) == set(answers["raw_ref"].explode())
+    found = propose(answers, pl.Series([f"{i:032x}"[::-1] for i in range(len(places))]), "all", 0)
+    behind = pl.Series([[int(a), int(b)] for a, b in found.select("chosen_row", "rejected_row").iter_rows()])
+    back = unpair(found.with_columns(preference=pl.lit(1.0), judgment_rows=behind.cast(pl.List(pl.UInt32))))
+    assert set(back["completion_row"]) == set(answers["completion_row"])
+    assert set(back["judgment_rows"].explode()) == set(answers["completion_row"])
 
 
 @few
 @given(st.lists(st.tuples(st.sampled_from(["ab", "ac", "bc"]), st.sampled_from([0.5, 0.75, 1.0]), st.integers(1, 9))))
 def test_what_one_answer_wins_another_loses(ballots):
     rows = [(pair[0], pair[1], preference, votes) for pair, preference, votes in ballots]
-    found = unpair(pairs(*rows) if rows else tables.empty("compared"))
+    found = unpair(pairs(*rows))
     assert (found["reward"] * found["votes"]).sum() == pytest.approx(0.0, abs=1e-9)
     assert found["reward"].is_between(-1, 1).all()
     assert found["votes"].sum() == 2 * sum(votes for *_, votes in ballots)
@@ -85,23 +79,20 @@ def test_what_one_answer_wins_another_loses(ballots):
 def shape(tmp_path):
     """The step on (answer, reward, label) and pairs; gives its rows by answer, and its count."""
 
-    def shape(rated=(), compared=(), **parameters):
+    def shape(answers=(), given_pairs=(), **parameters):
         for name in ("rate", "split", "out"):
             (tmp_path / name).mkdir(exist_ok=True)
-        rows = [
-            {"prompt_id": P, "completion_id": name * 32, "reward": reward, "label": label, "votes": 1, "source": "s"}
-            | {"raw_ref": [f"f#{name}"]}
-            for name, reward, label in rated
-        ]
-        frame = pl.DataFrame(rows, infer_schema_length=None) if rows else tables.empty("rated")
-        tables.write(frame, tmp_path / "rate" / "rated.parquet", "rated")
-        given_pairs = pairs(*compared) if compared else tables.empty("compared")
-        tables.write(given_pairs, tmp_path / "rate" / "compared.parquet", "compared")
-        splits = pl.DataFrame({"prompt_id": [P], "split": ["train"]})
+        known = rated(*({"completion": name, "reward": reward, "label": label} for name, reward, label in answers))
+        tables.write(known, tmp_path / "rate" / "rated.parquet", "rated")
+        tables.write(pairs(*given_pairs), tmp_path / "rate" / "compared.parquet", "compared")
+        splits = pl.DataFrame({"prompt_row": range(len(PROMPTS)), "split": ["train"] * len(PROMPTS)})
         tables.write(splits, tmp_path / "split" / "splits.parquet", "splits")
-        inputs = {"rate": tmp_path / "rate", "split": tmp_path / "split"}
+        text = index(tmp_path / "text", category="c")
+        inputs = {"rate": tmp_path / "rate", "split": tmp_path / "split", "text": text}
         (count,) = to_unpaired(inputs, tmp_path / "out", **parameters)
-        return rewards(tables.read(tmp_path / "out" / "rows.parquet", "unpaired_rows")), count
+        rows = tables.read(tmp_path / "out" / "rows.parquet", "unpaired_rows")
+        assert rows["category"].to_list() == ["c"] * rows.height
+        return rewards(rows), count
 
     return shape
 
@@ -121,8 +112,8 @@ def test_a_threshold_is_reached_by_what_equals_it(shape):
 
 
 def test_the_grey_zone_around_a_threshold_is_left_out_and_counted(shape):
-    rated = [("a", 1.0, None), ("b", 0.5, None), ("c", 0.25, None), ("d", 0.0, None)]
-    rows, count = shape(rated, label="threshold", threshold=0.5, gap=0.5)
+    answers = [("a", 1.0, None), ("b", 0.5, None), ("c", 0.25, None), ("d", 0.0, None)]
+    rows, count = shape(answers, label="threshold", threshold=0.5, gap=0.5)
     assert labels(rows) == {"a": True, "d": False}
     assert count.filtered == {"label in the grey zone": 2}
 
@@ -147,7 +138,7 @@ def test_an_answer_without_a_reward_has_no_label_by_threshold(shape):
 
 @pytest.mark.parametrize(("ties", "left"), [("drop", {"a", "c"}), ("soft", {"a", "b", "c"})])
 def test_an_answer_that_won_as_much_as_it_lost_is_a_tie(shape, ties, left):
-    rows, count = shape(compared=[("a", "b", 1.0, 1), ("b", "c", 1.0, 1)], ties=ties)
+    rows, count = shape(given_pairs=[("a", "b", 1.0, 1), ("b", "c", 1.0, 1)], ties=ties)
     assert rows.keys() == left
     assert count.filtered == ({"tie": 1} if ties == "drop" else {})
 
@@ -158,3 +149,9 @@ def test_an_answer_both_rated_and_compared_is_one_row_with_its_rating(shape):
     assert set(rows) == {"a", "b"}
     # one rated answer and two sides of a pair come in, two answers go on
     assert (count.rows_in, count.out, count.merged) == (3, 2, {"in several sources": 1})
+
+
+def test_nothing_rated_and_nothing_compared_gives_no_rows(shape):
+    for label in ("source", "threshold", "prompt_mean"):
+        rows, count = shape(label=label, sources=["s", "t"])
+        assert (rows, count.rows_in) == ({}, 0)

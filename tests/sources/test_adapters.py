@@ -4,7 +4,6 @@ import polars as pl
 import pytest
 
 from rlhf_data.sources import alpaca_eval, hh_rlhf, llmbar, llmfao, oasst, pandalm, ultrafeedback
-from rlhf_data.sources.samples import make_ultrafeedback
 
 
 def frame(*rows, **types):
@@ -187,13 +186,3 @@ def test_ultrafeedback_keeps_or_drops_the_system_prompts_of_the_answers():
 
 def test_an_ultrafeedback_record_without_answers_is_refused():
     assert codes(ultrafeedback_read()) == ["completions.empty"]
-
-
-def test_the_sample_has_the_form_of_ultrafeedback(tmp_path, run):
-    path = make_ultrafeedback(tmp_path / "raw" / "uf.jsonl", 50, seed=3)
-    found = run(path, adapter="ultrafeedback")
-    assert found.records.out == 50
-    assert found.observations.rows_in == 50 * 4 * 4
-    assert set(found.observations.quarantined) == {"rating.not_a_number"}
-    assert found.prompts.height == 50
-    assert path.read_bytes() == make_ultrafeedback(tmp_path / "again.jsonl", 50, seed=3).read_bytes()

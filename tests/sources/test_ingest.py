@@ -100,7 +100,7 @@ def test_a_record_that_vanishes_is_a_fault_of_the_adapter(tmp_path, monkeypatch)
     (tmp_path / "r.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 2)
     monkeypatch.setattr(parts.declared, "read", lambda raw, columns: Read(no_rows()))
     with pytest.raises(RuntimeError, match=r"r\.jsonl: record \[0, 1\] is in none of"):
-        ingest(tmp_path / "out", source="s", files={"raw": [str(tmp_path / "r.jsonl")]}, columns=PAIR)
+        ingest(tmp_path, chunks=tmp_path / "c", source="s", files={"raw": [str(tmp_path / "r.jsonl")]}, columns=PAIR)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,9 @@ def test_what_the_user_got_wrong_is_a_value_error_that_says_it(given, told, tmp_
     (tmp_path / "r.parquet").write_bytes(b"")
     pl.DataFrame([GOOD]).write_parquet(tmp_path / "r.parquet")
     with pytest.raises(ValueError, match=told):
-        ingest(tmp_path / "out", **{"source": "s", "files": {"raw": [str(tmp_path / "r.parquet")]}, **given})
+        ingest(
+            tmp_path, chunks=tmp_path / "c", **{"source": "s", "files": {"raw": [str(tmp_path / "r.parquet")]}, **given}
+        )
 
 
 def test_a_file_without_records_gives_empty_tables(tmp_path, run):

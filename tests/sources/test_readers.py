@@ -35,7 +35,7 @@ def test_a_broken_line_is_remembered_with_its_number_and_the_rest_is_read(tmp_pa
     raw = readers.read(write(tmp_path / "r.jsonl", '{"a": 1}\n\n{"a": \n[1]\n{"a": 2}\n'))
     assert raw.rows == [{"a": 1}, None, None, {"a": 2}]
     assert raw.broken[1].what.startswith("line 3: ")
-    assert raw.broken[2] == ("not a JSON object but [1]", "[1]")
+    assert raw.broken[2] == readers.Broken("not a JSON object but [1]", "[1]")
     assert json.loads(raw.as_json(1)) == {"broken": raw.broken[1].text}
 
 

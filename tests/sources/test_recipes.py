@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from rlhf_data import sources
 from rlhf_data.sources.places import find_files
-from rlhf_data.sources.samples import make_ultrafeedback
+from rlhf_data.sources.samples import FORMS, make
 from rlhf_data.spec.read import read
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
@@ -14,21 +15,25 @@ RECIPES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
 def test_a_recipe_reads_the_data_it_names_within_what_it_expects(recipe, raw, tmp_path, run):
     if recipe.stem == "ultrafeedback":
         raw = tmp_path
-        make_ultrafeedback(tmp_path / "ultrafeedback" / "sample.jsonl", 100)
+        make("ultrafeedback", tmp_path / "ultrafeedback" / "sample.jsonl", 100)
     spec, _ = read(recipe, variables={"RAW": str(raw), "MODEL": str(tmp_path)})
     assert spec.about
     for source in spec.sources.values():
         assert source.license
-        assert source.adapter in sources.ADAPTERS
         files = {table: list(map(str, paths)) for table, paths in find_files(source.path).items()}
-        found = run(files, adapter=source.adapter, options=source.options, category=source.category)
+        reading = {"adapter": source.adapter, "columns": source.columns, "sql": source.sql, "options": source.options}
+        found = run(files, **reading, category=source.category)
         refused = sum(found.observations.quarantined.values())
         # A source may refuse more than the whole recipe does: AlpacaEval's ties are all in one file.
         assert refused <= 2 * (spec.expect.quarantine_rate or 0) * found.observations.rows_in
         assert found.judgments.height
 
 
-def test_there_is_a_recipe_for_every_adapter():
-    assert {
-        line.split()[-1] for path in RECIPES for line in path.read_text().splitlines() if "adapter:" in line
-    } == set(sources.ADAPTERS)
+def test_there_is_a_recipe_or_a_sample_for_every_adapter():
+    used = {line.split()[-1] for path in RECIPES for line in path.read_text().splitlines() if "adapter:" in line}
+    assert used | set(FORMS) == set(sources.ADAPTERS)
+
+
+def test_every_real_set_has_a_recipe(raw):
+    named = {name for path in RECIPES for name in re.findall(r"\$\{RAW\}/(\w+)/", path.read_text())}
+    assert named - {"ultrafeedback"} == {path.name for path in raw.iterdir() if path.is_dir()} - {"ultrafeedback_shape"}

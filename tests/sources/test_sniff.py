@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from rlhf_data import sources
 from rlhf_data.sources import mapping
+from rlhf_data.sources.samples import FORMS, make
 from rlhf_data.sources.sniff import sniff
 from rlhf_data.spec.read import read
 
@@ -27,6 +29,22 @@ def drafted(path, tmp_path):
 def test_a_known_file_is_drafted_with_its_adapter(file, adapter, raw, tmp_path):
     source, _ = drafted(raw / file, tmp_path)
     assert source.adapter == adapter
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_public_set_is_drafted_with_its_adapter(form, tmp_path):
+    source, _ = drafted(make(form, tmp_path / "raw.jsonl", 60), tmp_path)
+    assert source.adapter == form
+    wrong = sources.check_options(form, source.options)
+    assert wrong == []
+
+
+def test_a_rated_conversation_is_no_demonstration(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps({"instruction": "q", "input": "", "output": "a", "rating": 3}))
+    source, _ = drafted(path, tmp_path)
+    assert source.adapter is None
+    assert source.columns["rating"] == "rating"
 
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]

@@ -39,6 +39,10 @@ def source(name, new, message, line=5):
     return case(name, "{path: raw/r.jsonl}", new, line, f"sources.a{message}")
 
 
+def clean(name, new, message):
+    return case(f"clean: {name}", "{op: filter, where: turns = 1}", new, 7, f"clean[0]{message}")
+
+
 def where(name, expression, message):
     return case(f"where: {name}", "turns = 1", json.dumps(expression), 7, f"clean[0].where: {message}")
 
@@ -124,20 +128,39 @@ WRONG = [
     source("a policy as source", "{generate: {n: 4}}", f".generate: {LATER}"),
     source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
     source("a spreadsheet", "{path: raw/r.jsonl, format: xlsx}", ".format: 'xlsx' is not supported yet"),
-    case("dedup", "{op: filter, where: turns = 1}", "{op: dedup, keys: [prompt], near: 0.9}", 7, "op 'dedup' is not supported yet"),
-    case("decontaminate", "{op: filter, where: turns = 1}", "{op: decontaminate, against: [x]}", 7, "op 'decontaminate' is not supported yet"),
     case("bradley_terry", "by: rating", "by: bradley_terry", 8, "rate.by: 'bradley_terry' is not supported yet; use one of rating"),
     case("reward_model", "by: rating", "by: reward_model", 8, "rate.by: 'reward_model' is not supported yet"),
     case("dawid_skene", "by: rating", "votes: dawid_skene", 8, "rate.votes: 'dawid_skene' is not supported yet"),
-    case("prompt_cluster", "test: 0.2", "test: 0.2, by: prompt_cluster", 9, "split.by: 'prompt_cluster' is not supported yet"),
-    case("max_pairs_per_prompt", "pairing: all", "pairing: all, max_pairs_per_prompt: 1", 10, f"shape.max_pairs_per_prompt: {LATER}"),
-    case("share", "{weight: {row: margin}}", "{share: {a: 1.0}}", 11, f"weigh.share: {LATER}"),
-    case("rows of the mix", "{weight: {row: margin}}", "{rows: {a: 10}}", 11, f"weigh.rows: {LATER}"),
-    case("label_balance", "rows: [1, null]", "label_balance: 0.3", 12, f"expect.label_balance: {LATER}"),
+    case("max_pairs_per_prompt", "pairing: all", "pairing: all, max_pairs_per_prompt: 0", 10, "shape.max_pairs_per_prompt: must be greater than or equal to 1"),
+    case("share of an unknown source", "{weight: {row: margin}}", "{share: {a: 0.5, b: 0.5}}", 11, "weigh.share.b: no source of this name"),
+    case("share of nothing", "{weight: {row: margin}}", "{share: {a: 0.0}}", 11, "weigh: share leaves every source out"),
+    case("share and temperature", "{weight: {row: margin}}", "{share: {a: 1.0}, temperature: 2.0}", 11, "weigh: share and temperature both say"),
+    case("of without share", "{weight: {row: margin}}", "{of: tokens}", 11, "weigh: of says what a share is counted in"),
+    case("tokens without a tokenizer", "{weight: {row: margin}}", "{share: {a: 1.0}, of: tokens}", 11, "weigh.of: tokens are counted by the tokenizer of"),
+    case("rows of an unknown source", "{weight: {row: margin}}", "{rows: {b: 10}}", 11, "weigh.rows.b: no source of this name"),
+    case("keep more than all", "{weight: {row: margin}}", "{keep: {a: 1.5}}", 11, "weigh.keep.a: must be less than or equal to 1"),
+    case("a table of weights that is not there", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: pair_id}}}", 11, "weigh.weight.table.path: no file w.csv"),
+    case("a key of the other table", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: completion_id}}}", 11, "weigh.weight.table.key: the paired table has no completion_id"),
+    case("label_balance of pairs", "rows: [1, null]", "label_balance: [0.3, null]", 12, "expect.label_balance: the paired table has no label"),
     case("retain", "snapshots/demo}", "snapshots/demo, retain: 20}", 13, f"publish.retain: {LATER}"),
     score("references", "{model: model, references: {}}", f".references: {LATER}"),
     train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
     train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),
+    # cleaning
+    clean("an unknown op", "{op: dedupe, keys: [prompt]}", ".op: unknown 'dedupe'; did you mean 'dedup'?"),
+    clean("a key of another op", "{op: dedup, keys: [prompt], where: turns = 1}", ": op dedup has no key 'where'; it has keys, near, prefer"),
+    clean("a condition that is absent", "{op: filter}", ": op filter needs where"),
+    clean("keys that are absent", "{op: dedup}", ": op dedup needs keys"),
+    clean("a pair and more", "{op: dedup, keys: [pair, prompt]}", ": keys must be [prompt], [completion], [prompt, completion] or [pair]"),
+    clean("nearer than equal", "{op: dedup, keys: [prompt], near: 1.5}", ".near: must be less than or equal to 1"),
+    clean("an unknown preference", "{op: dedup, keys: [prompt], prefer: best}", ".prefer: unknown 'best'"),
+    clean("no evaluation files", "{op: decontaminate, against: [evals/*.jsonl]}", ".against: no file at evals/*.jsonl"),
+    clean("evaluation files of another kind", "{op: decontaminate, against: demo.yaml}", ".against: cannot look for texts in demo.yaml; use .jsonl"),
+    clean("runs of no word", "{op: decontaminate, against: raw/r.jsonl, ngram: 0}", ".ngram: must be greater than or equal to 1"),
+    clean("nothing to do", "{op: pii, kinds: [email]}", ": op pii needs do"),
+    clean("an unknown kind", "{op: pii, do: mark, kinds: [mail]}", ".kinds: no kind 'mail' of personal data; did you mean 'email'?"),
+    clean("an unknown language", "{op: language, keep: [english]}", ".keep: no language 'english'; use codes of ISO 639"),
+    case("near without clusters", "test: 0.2", "test: 0.2, near: 0.9", 9, "split: near says which prompts are a cluster"),
     # sources
     source("no place", "{license: MIT}", ": needs exactly one of path and hf; it has neither"),
     source("two places", "{path: raw/r.jsonl, hf: org/x}", ": needs exactly one of path and hf; it has path and hf"),

@@ -1,5 +1,6 @@
 """One weight a row: factors multiply, are clipped, then normalised."""
 
+import itertools
 import json
 
 import polars as pl
@@ -9,29 +10,41 @@ from hypothesis import strategies as st
 
 from rlhf_data import tables
 from rlhf_data.weigh.weight import weigh
+from tests.rows import compared, identity, index, rated
+
+COUPLES = list(itertools.combinations("abcdef", 2))
 
 
 def pair(i: int = 0, **changes) -> dict:
-    row = {"prompt_id": "p" * 32, "pair_id": f"{i:032d}", "chosen_id": "a" * 32, "rejected_id": "b" * 32, "weight": 1.0}
-    row |= {"preference": 1.0, "source": "s", "split": "train", "raw_ref": ["f#0"], "category": None, "margin": None}
-    return row | changes
+    """The i-th pair of two answers; a pair has a margin if it was made of ratings."""
+    chosen, rejected = ("abcdef".index(name) for name in COUPLES[i])
+    row = {"prompt_row": 0, "chosen_row": chosen, "rejected_row": rejected, "weight": 1.0, "preference": 1.0}
+    return row | {"source": "s", "split": "train", "category": None, "margin": None} | changes
 
 
 def answer(i: int = 0, **changes) -> dict:
-    row = {"prompt_id": "p" * 32, "completion_id": f"{i:032d}", "source": "s", "split": "train", "raw_ref": ["f#0"]}
+    row = {"prompt_row": 0, "completion_row": i, "source": "s", "split": "train", "judgment_rows": [i]}
     return row | {"weight": 1.0, "label": None} | changes
 
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory):
     """The step on rows; gives the rows that are left, the quarantine and the count."""
+    folder = tmp_path_factory.mktemp("known")
+    ratings = [{"completion": name, "kind": "rating", "file": "rated"} for name in "abcdef"]
+    verdicts = [{"completion": one, "other": other, "kind": "comparison", "file": "given"} for one, other in COUPLES]
+    text = index(folder / "text", judgments=[*ratings, *verdicts])
+    (rate := folder / "rate").mkdir()
+    tables.write(rated(*({"completion": name} for name in "abcdef")), rate / "rated.parquet", "rated")
+    pairs = compared(*({"chosen": one, "rejected": other} for one, other in COUPLES), first=6)
+    tables.write(pairs, rate / "compared.parquet", "compared")
 
     def step(*rows: dict, table: str = "paired", **parameters):
         folder = tmp_path_factory.mktemp("weigh")
-        frame = pl.DataFrame(list(rows), infer_schema_length=None)
+        frame = pl.DataFrame(list(rows), infer_schema_length=None) if rows else tables.empty(f"{table}_rows")
         tables.write(frame, folder / "rows.parquet", f"{table}_rows")
         (out := folder / "out").mkdir()
-        (count,) = weigh({"shape": folder}, out, table=table, **parameters)
+        (count,) = weigh({"shape": folder, "text": text, "rate": rate}, out, table=table, **parameters)
         kept = tables.read(out / "rows.parquet", f"{table}_rows")
         return kept, tables.read(out / "quarantine.parquet", "quarantine"), count
 
@@ -88,9 +101,12 @@ def test_a_mean_of_nothing_cannot_be_made_one(step, rows):
 )
 def test_a_weight_that_is_none_is_refused_and_the_other_rows_go_on(step, expression, margin):
     kept, quarantine, count = step(pair(0, margin=margin), pair(1, margin=3.0), row=expression)
-    assert kept["pair_id"].to_list() == [pair(1)["pair_id"]]
+    assert kept.select("chosen_row", "rejected_row").rows() == [(0, 2)]
     assert quarantine["code"].to_list() == ["weight.invalid"]
-    assert json.loads(quarantine["row"][0])["pair_id"] == pair(0)["pair_id"]
+    refused = json.loads(quarantine["row"][0])
+    assert (refused["chosen_id"], refused["rejected_id"]) == (identity("a"), identity("b"))
+    # a margin is of two ratings, the judgments 0 and 1; the comparison of a and b is judgment 6
+    assert quarantine["raw_ref"].to_list() == [["given#6"] if margin is None else ["rated#0", "rated#1"]]
     assert count.quarantined == {"weight.invalid": 1}
 
 
@@ -101,3 +117,16 @@ def test_a_condition_is_a_weight_of_one_or_nothing(step):
 def test_an_expression_that_fails_on_a_row_is_an_error_that_names_it(step):
     with pytest.raises(ValueError, match=r"weigh\.weight\.row: CAST\(source AS INT\): "):
         step(pair(0), row="CAST(source AS INT)")
+
+
+def test_an_answer_whose_weight_is_none_is_refused_with_its_lineage(step):
+    kept, quarantine, _ = step(answer(0), answer(1, reward=-1.0), table="unpaired", row="reward")
+    assert kept.height == 0
+    assert quarantine["raw_ref"].to_list() == [["rated#0"], ["rated#1"]]
+    assert [json.loads(row)["completion_id"] for row in quarantine["row"]] == [identity("a"), identity("b")]
+
+
+@pytest.mark.parametrize("table", ["paired", "unpaired"])
+def test_no_rows_have_no_weights(table, step):
+    kept, quarantine, count = step(table=table, row="1.0 / votes", source={"s": 2.0}, category={"x": 2.0}, clip=1.0)
+    assert (kept.height, quarantine.height, count.rows_in) == (0, 0, 0)

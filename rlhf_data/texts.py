@@ -1,0 +1,285 @@
+"""Texts stay in the chunks in which they were read; every other table names them by row number.
+
+A chunk is a folder of the workspace, named by the content it was made from: prompts, completions, observed and refused
+of one piece of a raw file. The three tables of a *text folder* (prompts, completions, judgments by row number, and
+chunks.json, the chunks they point into) are what the data steps hand on; nothing but ids and numbers is in them.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from rlhf_data import files, tables
+
+PARTS = ("prompts", "completions", "observed", "refused")
+INDEXES = {"prompts": "prompt_index", "completions": "completion_index", "judgments": "judgments"}
+SEPARATOR = "#"  # between the file and the record of a raw_ref
+# The two answers of a pair, whichever was chosen.
+UNORDERED = {
+    "_first": pl.min_horizontal("chosen_row", "rejected_row"),
+    "_second": pl.max_horizontal("chosen_row", "rejected_row"),
+}
+_REF = pl.format("{}" + SEPARATOR + "{}", pl.col("file").cast(pl.String), "record")
+
+
+class Chunk(NamedTuple):
+    """One chunk of a source.
+
+    Attributes:
+        folder: where it lies.
+        source: the source's name.
+        start: how many records of its file come before it.
+    """
+
+    folder: str
+    source: str
+    start: int
+
+    def path(self, part: str) -> Path:
+        return Path(self.folder) / f"{part}.parquet"
+
+
+def whole(folder: Path) -> bool:
+    """Whether a chunk is there, each of its files as long as it was written."""
+    told = files.read_json(folder / "_SUCCESS")
+    return told is not None and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, (size, _) in told["files"].items()
+    )
+
+
+def finish(folder: Path, facts: dict[str, Any]) -> None:
+    """Mark a chunk as whole; `facts` is what else is known of it."""
+    written = {path.name: (path.stat().st_size, files.digest(path)) for path in sorted(folder.glob("*.parquet"))}
+    (folder / "_SUCCESS").write_text(json.dumps({**facts, "files": written}))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What `finish` was told."""
+    return json.loads((folder / "_SUCCESS").read_text())
+
+
+def read_chunk(chunk: Chunk, part: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """One table of a chunk, its bytes as they were written.
+
+    Raises:
+        ValueError: the file is not there or damaged.
+    """
+    path = chunk.path(part)
+    told = files.read_json(Path(chunk.folder) / "_SUCCESS") or {"files": {}}
+    if not path.is_file() or [path.stat().st_size, files.digest(path)] != told["files"].get(path.name):
+        raise ValueError(f"{path} is damaged: remove {chunk.folder} and run again")
+    return tables.read(path, part, columns)
+
+
+def write_chunks(folder: Path, chunks: list[Chunk]) -> None:
+    (folder / "chunks.json").write_text(json.dumps(chunks))
+
+
+def chunks_of(folder: Path) -> list[Chunk]:
+    """The chunks of a text folder, or of what a source gave."""
+    return [Chunk(*chunk) for chunk in json.loads((folder / "chunks.json").read_text())]
+
+
+def missing_chunks(folder: Path) -> list[str]:
+    """The chunks that a folder names and that are not there any more."""
+    if not (folder / "chunks.json").is_file():
+        return []
+    return [chunk.folder for chunk in chunks_of(folder) if not whole(Path(chunk.folder))]
+
+
+def read(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """One of the three tables of a text folder: prompts, completions, judgments."""
+    return tables.read(folder / f"{name}.parquet", INDEXES[name], columns)
+
+
+def write(folder: Path, chunks: list[Chunk], **held: pl.DataFrame) -> None:
+    """Write a text folder.
+
+    Args:
+        folder: exists.
+        chunks: what its rows point into.
+        held: prompts, completions and judgments.
+    """
+    for name, table in INDEXES.items():
+        tables.write(held[name], folder / f"{name}.parquet", table)
+    write_chunks(folder, chunks)
+
+
+def completions_by_chunk(folder: Path, prompts: bool = True) -> Iterator[pl.DataFrame]:
+    """The completions of a text folder with their texts, chunk by chunk.
+
+    Args:
+        folder: a text folder.
+        prompts: add the prompts' messages too.
+
+    Yields:
+        the columns of completions without chunk and place, and `completion`, `prompt`.
+    """
+    index = read(folder, "completions")
+    for number, chunk in enumerate(chunks_of(folder)):
+        here = index.filter(pl.col("chunk") == number)
+        if not here.height:
+            continue
+        texts = read_chunk(chunk, "completions", ["prompt_row", "completion"])[here["place"]]
+        here = here.drop("chunk", "place").with_columns(texts["completion"])
+        if prompts:
+            here = here.with_columns(read_chunk(chunk, "prompts", ["prompt"])["prompt"].gather(texts["prompt_row"]))
+        yield here
+
+
+def prompts_by_chunk(folder: Path) -> Iterator[pl.DataFrame]:
+    """The prompts of a text folder with their messages, chunk by chunk: prompt_row, prompt_id, split_key, prompt."""
+    index = read(folder, "prompts")
+    for number, chunk in enumerate(chunks_of(folder)):
+        here = index.filter(pl.col("chunk") == number)
+        if here.height:
+            texts = read_chunk(chunk, "prompts", ["prompt"])["prompt"].gather(here["place"])
+            yield here.drop("chunk", "place").with_columns(texts)
+
+
+def completion_texts(folder: Path, wanted: pl.Series) -> pl.DataFrame:
+    """completion_row, completion of the rows asked for, sorted by row number, each once."""
+    return _gathered(folder, "completions", "completion_row", "completion", wanted)
+
+
+def prompt_texts(folder: Path, wanted: pl.Series) -> pl.DataFrame:
+    """prompt_row, prompt of the rows asked for, sorted by row number, each once."""
+    return _gathered(folder, "prompts", "prompt_row", "prompt", wanted)
+
+
+def _gathered(folder: Path, table: str, key: str, text: str, wanted: pl.Series) -> pl.DataFrame:
+    asked = wanted.drop_nulls().unique()
+    index = read(folder, table, [key, "chunk", "place"]).filter(pl.col(key).is_in(asked.implode()))
+    parts = [pl.DataFrame(schema={key: pl.UInt32, text: tables.columns(table)[text]})]
+    chunks = chunks_of(folder)
+    for (number,), here in index.group_by("chunk", maintain_order=True):
+        texts = read_chunk(chunks[int(number)], table, [text])[text].gather(here["place"])  # type: ignore[call-overload]
+        parts.append(here.select(key).with_columns(texts))
+    return pl.concat(parts).sort(key)
+
+
+class Names(NamedTuple):
+    """What the rows of a text folder are called when they are published.
+
+    Attributes:
+        prompts: prompt_row, prompt_id.
+        completions: completion_row, completion_id, model.
+        judgments: judgment_row, file, record.
+    """
+
+    prompts: pl.DataFrame
+    completions: pl.DataFrame
+    judgments: pl.DataFrame
+
+
+def names(folder: Path) -> Names:
+    """The names of a text folder."""
+    return Names(
+        read(folder, "prompts", ["prompt_row", "prompt_id"]),
+        read(folder, "completions", ["completion_row", "completion_id", "model"]),
+        read(folder, "judgments", ["judgment_row", "file", "record"]),
+    )
+
+
+def identify(rows: pl.DataFrame, named: Names) -> pl.DataFrame:
+    """`rows` with ids in place of row numbers, and `raw_ref` in place of `judgment_rows`.
+
+    Args:
+        rows: any of prompt_row, completion_row, other_row, chosen_row, rejected_row, mismatched_row, judgment_rows,
+            judgment_row (or file and record, of judgments themselves).
+        named: the names of the text folder that they are of.
+    """
+    for column in rows.columns:
+        if column == "prompt_row":
+            rows = rows.with_columns(looked_up(rows[column], named.prompts, "prompt_id")).drop(column)
+        elif column.endswith("_row") and column != "judgment_row":
+            found = looked_up(rows[column], named.completions, "completion_id")
+            rows = rows.with_columns(found.alias(column.removesuffix("_row") + "_id")).drop(column)
+    if "judgment_rows" in rows.columns:
+        rows = rows.with_columns(_refs(rows["judgment_rows"], named.judgments).alias("raw_ref")).drop("judgment_rows")
+    if {"file", "record"} <= set(rows.columns):
+        rows = rows.with_columns(raw_ref=pl.concat_list(_REF)).drop("file", "record")
+    return rows.drop("judgment_row", strict=False)
+
+
+class Behind(NamedTuple):
+    """The judgments behind what was rated and compared.
+
+    Attributes:
+        rated: completion_row, source, judgment_rows.
+        compared: chosen_row, rejected_row, source, judgment_rows.
+    """
+
+    rated: pl.DataFrame
+    compared: pl.DataFrame
+
+
+def behind(rate: Path) -> Behind:
+    """The judgments behind what the step `rate` gave."""
+    rated = tables.read(rate / "rated.parquet", "rated", ["completion_row", "source", "judgment_rows"])
+    columns = ["chosen_row", "rejected_row", "source", "judgment_rows"]
+    return Behind(rated, tables.read(rate / "compared.parquet", "compared", columns))
+
+
+def with_judgments(pairs: pl.DataFrame, known: Behind) -> pl.DataFrame:
+    """Paired rows with `judgment_rows`: those of the comparison that a pair is, or of both its rated answers.
+
+    Args:
+        pairs: chosen_row, rejected_row, source, margin (null for a comparison).
+        known: what they were made from.
+    """
+    asked = pairs.select("chosen_row", "rejected_row", "source", "margin").with_row_index("_place")
+    made = asked.filter(pl.col("margin").is_not_null())
+    sides = [
+        _rated_behind(made.select("source", completion_row=side), known.rated).alias(side)
+        for side in ("chosen_row", "rejected_row")
+    ]
+    found = [
+        made.select("_place")
+        .with_columns(sides)
+        .select("_place", judgment_rows=pl.concat_list("chosen_row", "rejected_row"))
+    ]
+    if made.height < asked.height:
+        given = asked.filter(pl.col("margin").is_null()).select("_place", "source", **UNORDERED)
+        compared = known.compared.select("source", "judgment_rows", **UNORDERED)
+        both = given.join(compared, on=["source", *UNORDERED], how="left")
+        found.append(both.select("_place", "judgment_rows"))
+    return pairs.with_columns(pl.concat(found).sort("_place")["judgment_rows"])
+
+
+def _rated_behind(asked: pl.DataFrame, rated: pl.DataFrame) -> pl.Series:
+    """The judgments of rated answers, by row number and source."""
+    row = rated["completion_row"]
+    if len(row) == 0 or (row.is_sorted() and row.n_unique() == len(row)):  # of one source, as usual
+        return looked_up(asked["completion_row"], rated, "judgment_rows")
+    return asked.join(rated, on=["completion_row", "source"], how="left", maintain_order="left")["judgment_rows"]
+
+
+def looked_up(numbers: pl.Series, table: pl.DataFrame, column: str) -> pl.Series:
+    """A column of a table at the row numbers of its first column, which is sorted; null stays null.
+
+    Args:
+        numbers: row numbers (UInt32).
+        table: its first column holds each row number once, in order.
+        column: which one is wanted.
+    """
+    key = table.columns[0]
+    if table.height and table[key][-1] != table.height - 1:  # rows were left out: the number is not the place
+        places = table.select(key).with_row_index("_place")
+        numbers = numbers.alias(key).to_frame().join(places, on=key, how="left", maintain_order="left")["_place"]
+    return table[column].gather(numbers)
+
+
+def _refs(lists: pl.Series, judgments: pl.DataFrame) -> pl.Series:
+    """file#record of each list of judgments, each once, sorted as text."""
+    flat = pl.DataFrame({"_row": pl.int_range(len(lists), eager=True), "judgment_row": lists}).explode("judgment_row")
+    rows = flat["judgment_row"]
+    flat = flat.select("_row", *(looked_up(rows, judgments, column) for column in ("file", "record")))
+    flat = flat.select("_row", ref=_REF)
+    if flat.height == len(lists):  # one judgment behind each row
+        return flat.select(pl.concat_list("ref").alias("raw_ref")).to_series()
+    return flat.unique().sort("_row", "ref").group_by("_row", maintain_order=True).agg("ref")["ref"]
