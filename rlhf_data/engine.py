@@ -178,7 +178,9 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
         arguments.pop(speed_only)
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
-    code = package_version("rules", "scoring", "training")
+    code = package_version("rules", "scoring", "training") + "".join(
+        map(function_version, rules.modules(spec.train.rule))
+    )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
     return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]

@@ -70,6 +70,13 @@ def _model(value: Any) -> Any:
     return value
 
 
+def _rule(value: Any) -> Any:
+    """A name or a mapping; what it holds is checked with the rules at hand."""
+    if not isinstance(value, str | dict):
+        raise _refuse("must be a rule's name, module:function, formulas, or a sum; see docs/rules.md")
+    return value
+
+
 PathLike = Annotated[Any, AfterValidator(_path)]
 ModelReference = Annotated[Any, AfterValidator(_model)]
 
@@ -404,7 +411,10 @@ class Train(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
-    rule: str
+    rule: Annotated[Any, AfterValidator(_rule)] = Field(
+        description="a rule's name, module:function, {chosen: FORMULA, rejected: FORMULA}, {completion: FORMULA}, or "
+        "{sum: [{rule: …, coefficient: …}]}"
+    )
     model: ModelReference
     epochs: Positive = 1.0
     max_steps: Count | None = None
