@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from rlhf_data import tables, texts
+from rlhf_data import ids, tables, texts
 from rlhf_data.clean.collect import collect
 from rlhf_data.sources.ingest import ingest
 
@@ -49,7 +49,10 @@ def index(
         [],
         prompts=prompts.with_columns(*nowhere, split_key="prompt_id"),
         completions=answers.with_row_index("completion_row").with_columns(
-            *nowhere, source=pl.lit("s"), category=pl.lit(category, dtype=pl.String)
+            *nowhere,
+            bits=ids.bits(answers["completion_id"]),
+            source=pl.lit("s"),
+            category=pl.lit(category, dtype=pl.String),
         ),
         judgments=judged(*judgments),
     )

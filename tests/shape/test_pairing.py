@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from rlhf_data import ids
 from rlhf_data.shape.pairing import STRATEGIES, propose
 
 few = settings(deadline=None, max_examples=50)
@@ -35,13 +36,17 @@ def rated(*prompts, start: int = 0) -> pl.DataFrame:
 
 
 def pairs_of(answers: pl.DataFrame, strategy: str, seed: int = 0) -> pl.DataFrame:
-    """A strategy's pairs by id: rows are numbered in the order of ids, as `collect` does."""
-    completion_row = (pl.col("prompt_id") + pl.col("completion_id")).rank("dense") - 1
-    numbered = answers.with_columns(
-        prompt_row=pl.col("prompt_id").rank("dense") - 1, completion_row=completion_row
-    ).cast({"prompt_row": pl.UInt32, "completion_row": pl.UInt32})
-    narrow = numbered.select("prompt_row", "completion_row", "source", "reward", "votes")
-    found = propose(narrow, numbered["completion_id"], strategy, seed)
+    """A strategy's pairs by id; rows are numbered by prompt and, in each prompt, as they come."""
+    by_prompt = answers.sort("prompt_id", maintain_order=True)
+    numbered = by_prompt.with_columns(
+        prompt_row=(pl.col("prompt_id").rank("dense") - 1).cast(pl.UInt32),
+        completion_row=pl.int_range(pl.len(), dtype=pl.UInt32),
+        bits=ids.bits(by_prompt["completion_id"]),
+    )
+    # Of an answer of two sources, both rows have one number: that of the first.
+    numbered = numbered.with_columns(pl.col("completion_row").first().over("completion_id")).sort("completion_row")
+    narrow = numbered.select("prompt_row", "completion_row", "source", "reward", "votes", "bits")
+    found = propose(narrow, strategy, seed)
     prompts = dict(numbered.select("prompt_row", "prompt_id").iter_rows())
     named = dict(numbered.select("completion_row", "completion_id").iter_rows())
     return found.select(
@@ -73,7 +78,7 @@ def test_a_pair_is_of_two_answers_of_one_prompt_the_better_one_chosen(strategy, 
 @every_strategy
 @few
 @given(groups=rewards, data=st.data())
-def test_the_order_of_rows_does_not_matter(strategy, groups, data):
+def test_neither_the_order_of_rows_nor_the_number_of_one_matters(strategy, groups, data):
     answers = rated(*groups)
     shuffled = answers[data.draw(st.permutations(range(answers.height)))] if answers.height else answers
     assert_frame_equal(pairs_of(shuffled, strategy).sort(KEY), pairs_of(answers, strategy).sort(KEY))

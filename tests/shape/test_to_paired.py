@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from rlhf_data import tables, texts
+from rlhf_data.shape import paired
 from rlhf_data.shape.paired import to_paired
 from tests.rows import PROMPTS, compared, identity, index, named, rated
 
@@ -123,6 +124,23 @@ def test_a_prompt_has_at_most_so_many_pairs_and_the_same_ones_each_time(shape):
     assert shape(answers, pairing="all", max_pairs_per_prompt=4)[0].equals(rows)
     assert shape(answers, pairing="all", max_pairs_per_prompt=3)[0].join(rows, on=rows.columns[:3]).height == 3
     assert shape(answers, pairing="all", max_pairs_per_prompt=15)[1].filtered == {}
+
+
+def test_a_part_of_the_prompts_at_a_time_gives_the_same_rows_and_counts(shape, monkeypatch):
+    answers = [
+        answer(name, reward, prompt="pq"[k % 2])
+        for k, (name, reward) in enumerate(zip("abcde", [1.0, 1.0, 0.0, 2.0, 2.0], strict=True))
+    ]
+    pairs = [given("c", "a", 0.75), given("e", "c", 0.5)]
+    for parameters in ({"pairing": "all"}, {"pairing": "adjacent", "ties": "soft", "max_pairs_per_prompt": 2}):
+        whole, *counts = shape(answers, pairs, **parameters)
+        with monkeypatch.context() as patch:
+            patch.setattr(paired, "PART", 1)
+            cut, *counted = shape(answers, pairs, **parameters)
+        assert cut.equals(whole) and counted == counts
+        assert whole.select("prompt_row", "chosen_row", "rejected_row").rows() == sorted(
+            whole.select("prompt_row", "chosen_row", "rejected_row").iter_rows()
+        )
 
 
 def test_nothing_rated_and_nothing_compared_gives_no_pairs(shape):

@@ -56,9 +56,10 @@ def test_pairing_then_unpairing_loses_no_answer(groups):
             "source": pl.Series(["s"] * len(places), dtype=pl.Categorical),
             "reward": [reward for _, reward in places],
             "votes": [1] * len(places),
+            "bits": pl.Series(range(len(places)), dtype=pl.UInt64),
         }
     )
-    found = propose(answers, pl.Series([f"{i:032x}"[::-1] for i in range(len(places))]), "all", 0)
+    found = propose(answers, "all", 0)
     behind = pl.Series([[int(a), int(b)] for a, b in found.select("chosen_row", "rejected_row").iter_rows()])
     back = unpair(found.with_columns(preference=pl.lit(1.0), judgment_rows=behind.cast(pl.List(pl.UInt32))))
     assert set(back["completion_row"]) == set(answers["completion_row"])
