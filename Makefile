@@ -5,7 +5,7 @@ export OMP_WAIT_POLICY ?= passive
 export DO_NOT_TRACK ?= 1
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: demo test lint install
+.PHONY: demo test parity lint install
 
 demo: .venv/.installed
 	$(BIN)/python -m rlhf_data.world demo
@@ -13,6 +13,10 @@ demo: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+# Of `make test`, the gradients that are held against TRL's trainers: run it after a new TRL or a new rule.
+parity: .venv/.installed
+	$(BIN)/python -m pytest -q tests/training/test_parity.py tests/training/test_parity_of_rules.py
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -118,7 +118,7 @@ def make(folder: Path, rows: int, part: int) -> None:
     snapshot = folder / "snapshot"
     (snapshot / "data").mkdir(parents=True)
     file = snapshot / "data" / "train-00000-of-00001.parquet"
-    tables.write_parts(table, [file], "paired")
+    tables.write(table, file, "paired", published=True)
     entry = {"path": "data/train-00000-of-00001.parquet", "rows": rows, "bytes": file.stat().st_size}
     (snapshot / "manifest.json").write_text(json.dumps({"table": "paired", "rows": {"train": rows}, "files": [entry]}))
     (snapshot / "_SUCCESS").touch()

@@ -10,7 +10,6 @@ import typer
 from rlhf_data.terminal import (
     message,
     missing_extra,
-    print_accounting,
     print_results,
     rows_in_words,
     say,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from rlhf_data.plan import Workspace
+    from rlhf_data.snapshot import Snapshot
     from rlhf_data.spec import Spec
     from rlhf_data.whatif import Weighed
 
@@ -48,6 +48,9 @@ PolicyModel = Annotated[str | None, typer.Option("--model", help="Score this mod
 PolicyRun = Annotated[str | None, typer.Option("--run", help="Score the latest policy of this spec.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step, for rules whose weights depend on other rows.")]
 SplitOf = Annotated[str, typer.Option("--split", help="Rows of which split.")]
+SnapshotPlace = Annotated[
+    str, typer.Argument(help="A snapshot, the folder of its versions, or a spec's name; @previous or @ID after it.")
+]
 DEFAULT_WORKSPACE = Path(".rlhf")
 STOPPED = 130  # the exit code of Ctrl-C
 
@@ -320,7 +323,7 @@ def rules(
 
 @app.command()
 def weights(
-    snapshot: Annotated[Path, typer.Argument(help="A scored snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     rules: RuleList = None,
     out: Annotated[
         Path | None, typer.Option(help="Parquet to write: ids, row weights and each rule's weights.")
@@ -339,7 +342,10 @@ def weights(
     Unless a policy is named it is the reference itself, as at the first step: every log-ratio is 0. The row's own
     weight is not multiplied in; it is a column of its own.
     """
-    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace)
+    from rlhf_data.inspect.places import open_at
+
+    found_at = open_at(snapshot, _workspace(workspace)).path
+    made = _weighed(found_at, rules, policy, model, run, split, batch_size, seed, workspace)
     if out is not None:
         made.weights.write_parquet(out, compression="lz4", statistics=False)
     from rlhf_data.whatif.summary import in_words, summary
@@ -357,42 +363,156 @@ def weights(
 
 @app.command()
 def show(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     split: Annotated[str | None, typer.Option(help="Of which split.")] = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
-    """Show a snapshot: accounting and some rows."""
-    from rlhf_data.snapshot import Snapshot
+    """Show a snapshot: what is in it, some rows, and where all rows went."""
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.places import open_at
+    from rlhf_data.inspect.show import glance
 
-    opened = Snapshot(snapshot)
-    head = opened.scan(split).head(rows).collect()
+    opened = open_at(snapshot, _workspace(workspace))
+    found = glance(opened, split=split, rows=rows)
     if as_json:
-        print(json.dumps({"manifest": opened.manifest, "rows": head.to_dicts()}, ensure_ascii=False))
-        return
-    print(f"{opened.path}\n{opened.manifest['table']}, {rows_in_words(opened.manifest['rows'])}")
-    print_accounting(opened.manifest["accounting"])
-    for row in head.iter_rows(named=True):
-        print()
-        for column, value in row.items():
-            if value is not None:
-                print(f"  {column:<18} {short(value)}")
+        print(json.dumps({"manifest": opened.manifest, **found}, ensure_ascii=False))
+    else:
+        lines = [*words.show(opened.manifest, opened.path, found), *words.accounting(opened.manifest["accounting"])]
+        print("\n".join(lines))
+
+
+@app.command()
+def diff(
+    before: Annotated[
+        str, typer.Argument(help="The older snapshot: a folder, or a spec's name; @previous, @ID after.")
+    ],
+    after: Annotated[str, typer.Argument(help="The newer one; the latest of the same where it is left out.")] = "",
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    out: Annotated[Path | None, typer.Option(help="Write all changed rows to this Parquet file.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write an HTML page of the same.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="How many rows of each kind of change to show.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between two snapshots, and why.
+
+    `rlhf-data diff NAME@previous` compares the latest snapshot of a spec with the one before it.
+    """
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.diff import diff as compare
+    from rlhf_data.inspect.places import open_at
+
+    if out is not None and out.suffix != ".parquet":
+        raise typer.BadParameter(
+            f"--out {out}: the changed rows are written as Parquet: name a file that ends in .parquet"
+        )
+    space = _workspace(workspace)
+    old = open_at(before, space)
+    new = open_at(after, space) if after else open_at(str(old.path.parent), space)
+    found = compare(old, new, out=out, examples=examples)
+    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(words.diff(found)))
+    if out is not None:
+        say(f"{out}: every changed row, before and after")
+    if page is not None:
+        from rlhf_data import files
+        from rlhf_data.inspect.diff import KINDS
+        from rlhf_data.report import diff_page
+
+        files.write_text(page, diff_page(found, KINDS))
+        say(f"{page}: the same to look at")
+
+
+@app.command()
+def query(
+    sql: Annotated[
+        str,
+        typer.Argument(help="DuckDB SQL that only reads, such as: SELECT source, avg(margin) FROM rows GROUP BY 1."),
+    ] = "",
+    snapshot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--snapshot",
+            "-s",
+            help="[NAME=]SNAPSHOT, more than once for several; all of this workspace where it is left out.",
+        ),
+    ] = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    tables: Annotated[bool, typer.Option("--tables", help="List the tables and their columns, and stop.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to print; --json and --out take all.")] = 40,
+    width: Annotated[int, typer.Option(min=4, help="Characters of a value to print.")] = 40,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this .parquet or .csv file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask snapshots by SQL.
+
+    Tables: rows, quarantine, accounting, sources, splits, snapshots; of several snapshots also NAME.rows and so on.
+    """
+    from rlhf_data.inspect import query as asking
+    from rlhf_data.inspect import words
+
+    opened = _named_snapshots(snapshot, _workspace(workspace))
+    if tables:
+        described = asking.describe(opened)
+        print(json.dumps(described) if as_json else "\n".join(words.tables(described)))
+    elif out is not None:
+        print(f"{out}: {asking.query_to(sql, opened, out):,} rows")
+    elif as_json:
+        answer = asking.query(sql, opened)
+        named = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+        print(json.dumps(named, ensure_ascii=False, default=str))
+    else:
+        answer = asking.query(sql, opened, rows=rows)
+        print("\n".join(words.table(answer.columns, answer.rows, width=width)))
+        if answer.more:
+            say(f"… and more than these {rows} rows: --rows N prints more, --out FILE keeps all")
+
+
+@app.command()
+def explain(
+    row_id: Annotated[
+        str, typer.Argument(help="The beginning of a pair_id, completion_id or prompt_id, or FILE#RECORD.")
+    ],
+    snapshot: Annotated[
+        str, typer.Argument(help="A snapshot; all latest ones of this workspace where it is left out.")
+    ] = "",
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a row comes from.
+
+    Raw records, judgments, and what each step made of them; of an answer that is in no row, where it was left out.
+    """
+    from rlhf_data.inspect import words
+    from rlhf_data.inspect.explain import explain as trace
+    from rlhf_data.inspect.places import latest_of_all, open_at
+
+    space = _workspace(workspace)
+    among = [open_at(snapshot, space)] if snapshot else latest_of_all(space)
+    found = next((known for opened in among if (known := trace(row_id, opened, space)) is not None), None)
+    if found is None:
+        looked = ", ".join(str(opened.path) for opened in among)
+        raise ValueError(f"nothing is known of {row_id!r} in {looked}; `rlhf-data show` prints some ids of a snapshot")
+    print(json.dumps(found, ensure_ascii=False, default=str) if as_json else "\n".join(words.explain(found)))
 
 
 @app.command()
 def quarantine(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     code: Annotated[str | None, typer.Option(help="Only rows refused by this code.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="How many rows of each code to show.")] = 2,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
     """Show what was refused, by code."""
     import polars as pl
 
     from rlhf_data import tables
-    from rlhf_data.snapshot import resolve
+    from rlhf_data.inspect.places import open_at
 
-    table = tables.read(resolve(snapshot) / "quarantine" / "quarantine.parquet", "quarantine")
+    table = tables.read(
+        open_at(snapshot, _workspace(workspace)).path / "quarantine" / "quarantine.parquet", "quarantine"
+    )
     table = table if code is None else table.filter(pl.col("code") == code)
     if as_json:
         print(json.dumps(table.to_dicts(), ensure_ascii=False))
@@ -407,7 +527,7 @@ def quarantine(
 
 @app.command()
 def report(
-    snapshot: Annotated[Path, typer.Argument(help="A snapshot, or the folder of its versions.")],
+    snapshot: SnapshotPlace,
     rules: RuleList = None,
     out: Annotated[Path, typer.Option(help="Where the page of --rules goes.")] = Path("weights.html"),
     policy: PolicyTable = None,
@@ -425,25 +545,53 @@ def report(
     With --rules: a page of where each rule's gradient would come from, before training; --json gives its figures.
     Without a policy named, it is the reference itself. --probe runs the policy backward over a few rows.
     """
-    from rlhf_data.snapshot import resolve
+    from rlhf_data.inspect.places import open_at
 
+    found_at = open_at(snapshot, _workspace(workspace)).path
     if rules is None:
-        page = resolve(snapshot) / "report.html"
+        page = found_at / "report.html"
         print(json.dumps({"report": str(page)}) if as_json else page)
         return
     from rlhf_data.report import weights_page
     from rlhf_data.whatif.figures import ALSO, figures
 
-    made = _weighed(snapshot, rules, policy, model, run, split, batch_size, seed, workspace, ALSO)
+    made = _weighed(found_at, rules, policy, model, run, split, batch_size, seed, workspace, ALSO)
     known = None
     if probe:
         from rlhf_data.whatif.probe import probe as measure
 
         policy_model = _policy_model(model, run, workspace)
-        known = measure(snapshot, policy_model, split=split, each=probe, seed=seed, cache=_workspace(workspace).root)
-    found = figures(snapshot, made, split=split, known=known)
+        known = measure(found_at, policy_model, split=split, each=probe, seed=seed, cache=_workspace(workspace).root)
+    found = figures(found_at, made, split=split, known=known)
     out.write_text(weights_page(found), encoding="utf-8")
     print(json.dumps({"report": str(out), **found}, ensure_ascii=False) if as_json else out)
+
+
+@app.command()
+def gc(
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Versions of each snapshot that stay; by default what publish.retain says."),
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Days: what is younger stays, older versions go.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also the scores of models that no snapshot and no run names.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no plan and no snapshot needs.
+
+    Steps of earlier builds, versions beyond publish.retain, half-written files. The latest version of a snapshot stays
+    always, as does what a run was trained on; scores stay unless they are asked for.
+    """
+    from rlhf_data.inspect import garbage, words
+
+    parts = garbage.collect(_workspace(workspace), keep=keep, older_than=older_than, scores=scores, dry=dry_run)
+    print(json.dumps({"dry_run": dry_run, "removed": parts}) if as_json else "\n".join(words.sizes(parts, dry=dry_run)))
 
 
 @app.command()
@@ -561,6 +709,17 @@ def _workspace(root: Path) -> "Workspace":
     from rlhf_data.plan import Workspace
 
     return Workspace(root)
+
+
+def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[str, "Snapshot"]:
+    """The snapshots that are asked, by the names that SQL calls them."""
+    from rlhf_data.inspect.places import latest_of_all, open_at
+    from rlhf_data.inspect.query import named
+
+    if not given:
+        return named([(None, opened) for opened in latest_of_all(workspace)])
+    split = [(text.partition("=") if "=" in text and not Path(text).exists() else ("", "", text)) for text in given]
+    return named([(name or None, open_at(place, workspace)) for name, _, place in split])
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:

@@ -3,9 +3,9 @@
 import fcntl
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,10 @@ from rlhf_data.accounting import Count
 from rlhf_data.plan import (
     Planned,
     Workspace,
+    code_version,
     digest,
+    function_version,
+    in_use,
     is_done,
     limited,
     package_version,
@@ -48,12 +51,13 @@ class Built(NamedTuple):
 
 def build(spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None) -> Built:
     """Run what is not cached, down to publish."""
-    planned = plan(spec, workspace, limit=limit)
-    ran = [p.step.name for p in planned if not p.cached]
-    counts: list[Count] = []
-    for step in planned:
-        counts += run_step(step, planned, workspace, on_step=on_step)
-    remember(spec, workspace, planned, limit)
+    with in_use(workspace):
+        planned = plan(spec, workspace, limit=limit)
+        ran = [p.step.name for p in planned if not p.cached]
+        counts: list[Count] = []
+        for step in planned:
+            counts += run_step(step, planned, workspace, on_step=on_step)
+        remember(spec, workspace, planned, limit)
     return Built(published(planned, workspace), counts, ran)
 
 
@@ -67,6 +71,7 @@ def run_step(
     folder = workspace.step(planned.fingerprint)
     if planned.cached or is_done(folder):  # another process may have run it since the plan was made
         counts = read_counts(folder)
+        os.utime(folder / "_SUCCESS")  # it was used: `gc` spares it for a while
         _keep_latest(folder)
         if on_step:
             on_step(planned, 0.0, counts)
@@ -82,6 +87,7 @@ def run_step(
         shutil.rmtree(folder)
     with files.whole_folder(folder) as out:
         counts = _function(planned, inputs, workspace)(out=out)
+        (out / "step.json").write_text(json.dumps(_said(planned, inputs)))
         (out / "counts.json").write_text(json.dumps([count.as_dict() for count in counts]))
         written = {path.name: files.digest(path) for path in sorted(out.glob("*.parquet"))}
         (out / "_SUCCESS").write_text(json.dumps(written))
@@ -95,6 +101,12 @@ def _check_undamaged(step: Path) -> None:
     for name, written in json.loads((step / "_SUCCESS").read_text() or "{}").items():
         if not (step / name).is_file() or files.digest(step / name) != written:
             raise ValueError(f"{step / name} is damaged: remove {step} and run again")
+
+
+def _said(planned: Planned, inputs: dict[str, Path]) -> dict[str, Any]:
+    """What a step's folder says of itself: which step it is, by which code, and which folders it was made from."""
+    made_from = {key: folder.name for key, folder in inputs.items()}
+    return {"step": planned.step.name, "code": code_version(planned.step.function), "inputs": made_from}
 
 
 def read_counts(folder: Path) -> list[Count]:
@@ -166,7 +178,9 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
         arguments.pop(speed_only)
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
-    code = package_version("rules", "scoring", "training")
+    code = package_version("rules", "scoring", "training") + "".join(
+        map(function_version, rules.modules(spec.train.rule))
+    )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
     return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
@@ -220,10 +234,7 @@ def evaluate(
 
 def _evaluation_code(verifier: str | None) -> str:
     """Digest of the code that measures: ours, and the file of the verifier."""
-    own = package_version("scoring", "training")
-    module = importlib.util.find_spec(verifier.partition(":")[0]) if verifier else None
-    file = Path(module.origin) if module and module.origin else None
-    return own + (files.digest(file) if file and file.is_file() else "")
+    return package_version("scoring", "training") + function_version(verifier)
 
 
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:
@@ -251,6 +262,11 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
     if "counts" in wanted:
         steps = dict.fromkeys(inputs.values())
         parameters["counts"] = [count for folder in steps for count in read_counts(folder)]
+    if "steps" in wanted:
+        said = {folder.name: files.read_json(folder / "step.json") or {} for folder in inputs.values()}
+        parameters["steps"] = {
+            one["step"]: {"fingerprint": folder, "code": one["code"]} for folder, one in said.items() if one
+        }
     return functools.partial(function, **parameters)  # type: ignore[return-value]
 
 

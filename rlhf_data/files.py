@@ -92,6 +92,13 @@ def _key(path: Path) -> str:
     return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 
 
+def abandoned(temporary: Path) -> bool:
+    """Whether a temporary file or folder is of a process of this machine that has ended."""
+    marks = temporary.name.split(".")
+    here, _, pid = marks[-3].rpartition("-") if len(marks) > 3 else ("", "", "")
+    return here == _HERE and Path("/proc").is_dir() and not Path(f"/proc/{pid}").exists()
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HERE}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
@@ -99,6 +106,5 @@ def _beside(path: Path) -> Path:
 def _sweep(folder: Path) -> None:
     """Remove what killed processes of this machine left half done in `folder`."""
     for left in folder.glob(".*.tmp"):
-        here, _, pid = left.name.split(".")[-3].rpartition("-")
-        if here == _HERE and Path("/proc").is_dir() and not Path(f"/proc/{pid}").exists():
+        if abandoned(left):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

@@ -5,9 +5,12 @@ from outside (the content of raw files, of a model) and its inputs' fingerprints
 output, so the step is cached.
 """
 
+import fcntl
 import importlib.util
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -91,6 +94,22 @@ class Planned:
         return not self.why
 
 
+@contextmanager
+def in_use(workspace: Workspace, *, alone: bool = False) -> Iterator[None]:
+    """Hold a workspace while its steps are used: together with other builds, or alone, to remove what none needs.
+
+    Raises:
+        ValueError: alone, and a build is running.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with (workspace.root / "lock").open("w") as lock:  # released when the process ends, however it ends
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_EX | fcntl.LOCK_NB) if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise ValueError(f"a build is running in {workspace.root}: wait for it, then run this again") from None
+        yield
+
+
 def limited(name: str, limit: int | None) -> str:
     """A name that keeps a quick look apart from the real thing."""
     return name if limit is None else f"{name}-limit{limit}"
@@ -122,15 +141,17 @@ def plan(spec: Spec, workspace: Workspace, *, limit: int | None = None, until: s
 
 
 def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: int | None) -> None:
-    """Write down what was run, so that the next plan can say what changed."""
+    """Write down what was run, so that the next plan can say what changed, and `gc` what is needed."""
     facts = {
         p.step.name: {
             "parameters": _identity(p.step),
             "code": code_version(p.step.function),
             "inputs": [],
+            "fingerprint": p.fingerprint,
         }
         for p in planned
     }
+    facts["publish"]["retain"] = spec.publish.retain
     files.write_text(workspace.last(spec.name, limit), json.dumps(facts, default=str))
 
 
@@ -141,9 +162,8 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     for k, operation in enumerate(spec.clean, start=1):
         made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
     text = made[-1].name
-    rating = {"by": spec.rate.by, "scale": spec.rate.scale, "aspects": spec.rate.aspects, "method": spec.rate.votes}
     shares = {"test": spec.split.test, "validation": spec.split.validation}
-    made.append(Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, rating))
+    made.append(_rate_step(spec, text))
     sides = {"text": text}
     if spec.split.by == "prompt_cluster":
         near = {"threshold": spec.split.near}
@@ -198,6 +218,13 @@ def package_version(*names: str) -> str:
     return hasher.hexdigest()
 
 
+def function_version(name: str | None) -> str:
+    """Digest of the file of a user's "module:function"; empty where there is none."""
+    module = importlib.util.find_spec(name.partition(":")[0]) if name else None
+    file = Path(module.origin) if module and module.origin else None
+    return files.digest(file) if file and file.is_file() else ""
+
+
 def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None) -> Step:
     found = find_files(source.path)
     parameters = {
@@ -247,6 +274,13 @@ def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) ->
         function = f"{steps}:mask_personal_data"
         return Step(name, function, inputs, {**parameters, "version": code_version(function)}, identity=parameters)
     return Step(name, f"{steps}:mark_personal_data", inputs, {**parameters, "refuse": operation.do == "quarantine"})
+
+
+def _rate_step(spec: Spec, text: str) -> Step:
+    parameters = spec.rate.model_dump(exclude={"votes"}) | {"method": spec.rate.votes}
+    parameters["prior"] = None if spec.rate.prior == "none" else dict(spec.rate.prior)
+    identity = {**parameters, "verifier_code": function_version(spec.rate.verifier)} if spec.rate.verifier else None
+    return Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, parameters, identity)
 
 
 def _shape_step(spec: Spec, text: str) -> Step:

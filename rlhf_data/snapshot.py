@@ -130,6 +130,7 @@ def publish(
     counts: list[Count],
     expect: dict[str, Any],
     limit: int | None = None,
+    steps: dict[str, dict[str, str]] | None = None,
 ) -> list[Count]:
     """Join the texts to the rows and publish them, unless the latest snapshot has the same content already.
 
@@ -147,6 +148,7 @@ def publish(
         counts: the accounting of all steps before.
         expect: what must hold, see `expectations.unmet`; it is asked before the data is written and of what was.
         limit: records per source, where this is a quick look.
+        steps: fingerprint and code of each step before, by its name: where its tables are, as long as they are kept.
 
     Raises:
         ExpectationError: something expected does not hold.
@@ -194,8 +196,10 @@ def publish(
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
             "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
+            "rating": files.read_json(inputs["rate"] / "rating.json") or {},
             "score": recipe,
             "limit": limit,
+            "steps": steps or {},
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
         same = _write(versions, manifest, rows, inputs["text"], known, quarantine, spec_lock, check)

@@ -50,14 +50,6 @@ def print_results(results: list[dict[str, Any]], as_json: bool) -> None:
                 print(f"  {line}".rstrip())
 
 
-def print_accounting(accounting: list[dict[str, Any]]) -> None:
-    for count in accounting:
-        print(f"  {count['step']:<16} {count['rows_in']:>10,} {count['unit']} → {count['out']:,}")
-        for kind in ("merged", "quarantined", "filtered"):
-            for reason, n in count[kind].items():
-                print(f"  {'':<16} {n:>10,} {kind}: {reason}")
-
-
 def rows_in_words(rows: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {split}" for split, n in rows.items()) or "no rows"
 

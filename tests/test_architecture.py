@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "scaffold": {*BASE, "sources"},
     "whatif": {*BASE, "whatif", "snapshot", "rules", "scoring", "report"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
+    "inspect": {*BASE, "inspect", "report", "snapshot", "plan", "spec", "sources", "shape"},
 }
 # Third-party packages that a part runs without.
 BARE = {"polars", "pandera", "prefect", "duckdb", "datasets", "pydantic"}

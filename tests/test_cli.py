@@ -152,7 +152,10 @@ def test_show_shows_the_accounting_and_rows(built, capsys):
     shown = capsys.readouterr().out
     assert "shape" in shown
     assert "  chosen " in shown
-    assert shown.count("prompt_id") == 1
+    assert shown.count("pair_id") == 1
+    assert "72 rows" in shown.splitlines()[1]
+    assert "json.invalid 1, rating.out_of_scale 1" in shown
+    assert "where the rows went" in shown
     assert run_command(["show", "snapshots/demo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["manifest"]["name"] == "demo"

@@ -11,31 +11,43 @@ def out_of_scale(scale: tuple[float, float]) -> pl.Expr:
     return (pl.col("kind") == "rating") & ~pl.col("value").is_between(*scale)
 
 
-def combine_aspects(judgments: pl.DataFrame, weights: dict[str, float]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def combine_aspects(
+    judgments: pl.DataFrame, weights: dict[str, float], *, missing: str | float = "refuse"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """One rating per answer and annotator out of several aspects, whether they stand in one record or in several.
 
     Args:
-        judgments: rows of kind rating; other kinds pass unchanged; `judgment_rows` where rows were combined before.
-        weights: weight of each aspect, at least one positive; the rating is the weighted mean.
+        judgments: rows of kind rating; other kinds pass unchanged. `scaled` too where ratings were normalized.
+        weights: weight of each aspect, > 0; the rating is the weighted mean.
+        missing: of an aspect that an annotator did not rate: refuse the ratings, renormalize the weights over those
+            that are there, or a number to take in its place.
 
     Returns:
-        the judgments with combined ratings, and those of answers that lack an aspect (to refuse).
+        the judgments with combined ratings and `judgment_rows`, and those of answers that lack an aspect and are
+        refused.
     """
     ratings = judgments.filter(pl.col("kind") == "rating")
     reader = [*ANSWER, "annotator"]
     weight = pl.col("aspect").cast(pl.String).replace_strict(weights, return_dtype=pl.Float64)
     marked = ratings.with_columns(_complete=pl.col("aspect").n_unique().over(reader) == len(weights))
+    if missing != "refuse":
+        marked = marked.with_columns(_complete=pl.lit(True))
+    values = [name for name in ("value", "scaled") if name in judgments.columns]
+
+    def mean(name: str) -> pl.Expr:
+        total, there = (pl.col(name) * weight).sum(), weight.sum()
+        if isinstance(missing, str):
+            return total / there
+        return (total + missing * (sum(weights.values()) - there)) / sum(weights.values())
+
     combined = (
         marked.filter("_complete")
         .group_by(*reader, "aspect")
-        .agg(pl.col("value").sort().mean(), pl.col("judgment_row"))
+        .agg(*(pl.col(name).sort().mean() for name in values), pl.col("judgment_row"))
         .sort(pl.col("aspect").cast(pl.String))
         .group_by(reader, maintain_order=True)
-        .agg(
-            value=(pl.col("value") * weight).sum() / sum(weights.values()),
-            judgment_rows=pl.col("judgment_row").explode(),
-        )
-        .with_columns(kind=pl.lit("rating", dtype=pl.Categorical))
+        .agg(*(mean(name).alias(name) for name in values), judgment_rows=pl.col("judgment_row").explode())
+        .with_columns(kind=pl.lit("rating", dtype=judgments.schema["kind"]))
     )
     others = judgments.filter(pl.col("kind") != "rating").with_columns(judgment_rows=pl.concat_list("judgment_row"))
     return pl.concat([others, combined], how="diagonal"), marked.filter(~pl.col("_complete")).drop("_complete")
@@ -46,9 +58,9 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
 
     Args:
         judgments: kinds rating, label, rank and demonstration; ratings within `scale`; behind each row the judgments
-            in `judgment_rows`, or it is one itself, `judgment_row`.
+            in `judgment_rows`, or it is one itself, `judgment_row`. `scaled` where ratings were normalized.
         scale: (lowest, highest) of the ratings; the reward is then 0 at the lowest and 1 at the highest. Without it
-            the reward is the rating.
+            the reward is the rating. The reward of normalized ratings is the mean of `scaled`, whatever the scale.
 
     Returns:
         prompt_id, completion_id, source, rating (mean over annotators), reward (of a rating as above; of a rank, minus
@@ -61,17 +73,24 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
     sums = {"votes": pl.len().cast(pl.Int64), "judgment_rows": behind.unique().sort()}
     if kinds == ["rating"]:  # nothing to tell apart within an answer
         value = pl.col("value").sort()  # sorted: see votes.mean
-        rated = _by_answer(judgments, {"_rating": value.mean(), "_rating_std": value.std(), **sums})
+        found = {"_rating": value.mean(), "_rating_std": value.std()}
     else:
-        rated = _by_answer(judgments, {name: value for kind in VALUED for name, value in _of(kind).items()} | sums)
+        found = {name: value for kind in VALUED for name, value in _of(kind).items()}
+    if "scaled" in judgments.columns:
+        scaled = pl.col("scaled").drop_nulls().sort()
+        found |= {"_scaled": scaled.mean(), "_scaled_std": scaled.std()}
+    rated = _by_answer(judgments, found | sums)
     none = pl.lit(None, dtype=pl.Float64)
     known = {name: pl.col(name) if name in rated.columns else none for kind in VALUED for name in _of(kind)}
     liked = known["_label"]
+    reward, spread = (known["_rating"] - low) / (high - low), known["_rating_std"] / (high - low)
+    if "_scaled" in rated.columns:
+        reward, spread = pl.col("_scaled"), pl.col("_scaled_std")
     return rated.select(
         *ANSWER,
         rating=pl.coalesce(known["_rating"], known["_rank"]),
-        reward=pl.coalesce((known["_rating"] - low) / (high - low), -known["_rank"], 2.0 * liked - 1.0),
-        reward_std=pl.coalesce(known["_rating_std"] / (high - low), known["_rank_std"], 2.0 * known["_label_std"]),
+        reward=pl.coalesce(reward, -known["_rank"], 2.0 * liked - 1.0),
+        reward_std=pl.coalesce(spread, known["_rank_std"], 2.0 * known["_label_std"]),
         label=pl.when(liked > 0.5).then(True).when(liked < 0.5).then(False),
         votes="votes",
         judgment_rows="judgment_rows",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rlhf_data import rules
 from rlhf_data.report.curves import curves
 from rlhf_data.report.display import duration, environment, figure, label, model_name
 from rlhf_data.report.evaluation import measures
@@ -33,6 +34,7 @@ def run_page(
         The page. The same arguments give the same page.
     """
     head = {name: manifest.get(name) for name in ("name", "rule", "model", "snapshot", "steps", "seconds")}
+    head["rule"] = rules.label(head["rule"]) if isinstance(head["rule"], dict) else head["rule"]
     return (
         environment()
         .get_template("run.html.j2")

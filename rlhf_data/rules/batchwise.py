@@ -123,8 +123,8 @@ def beta_dpo(
 
         w₊ = w₋ = β_B σ(−β_B · log_ratio_margin),  β_B = β (1 + α (mean over the batch of β · log_ratio_margin − M₀))
 
-    β_B is a constant to autograd, and at least 0.001. The paper tracks M₀ as a running mean and draws pairs by their
-    margin besides; here M₀ is given, and every pair is used.
+    β_B is a constant to autograd, and at least 0.001. The paper tracks M₀ as a running mean, which `beta_dpo_running`
+    does, and draws pairs by their margin besides; here M₀ is given, and every pair is used.
 
     Args:
         log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
@@ -136,7 +136,7 @@ def beta_dpo(
     Returns:
         Weights in [0, β_B), each (n,).
 
-    Source: Wu et al. 2024, β-DPO, arXiv:2407.08639, batch-level β; the floor, which keeps β_B positive, is ours.
+    Source: Wu et al. 2024, β-DPO, arXiv:2407.08639, batch-level β; the floor is that of the authors' code.
 
     >>> import torch
     >>> beta_dpo(torch.tensor([10.0, -10.0]), torch.tensor([1.0, 0.0]), beta=0.1, sensitivity=0.5).chosen

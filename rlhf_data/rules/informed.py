@@ -1,9 +1,9 @@
 """Rules over preferences that read a gap of rewards or the lengths beside the log-ratio margin."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_data.rules.batch import NotNegative, PairWeights, Positive
-from rlhf_data.rules.stable import slope, softplus
+from rlhf_data.rules.stable import bounded_exp, slope, softplus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,8 @@ def odpo(
 
     Args:
         log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
-        margin: reward of chosen minus that of rejected, ≥ 0, (n,); below 1e-30 it counts as 1e-30.
+        margin: reward of chosen minus that of rejected, ≥ 0, (n,); below 1e-30 it counts as 1e-30. As the gap goes to
+            0 the offset goes to −∞ and the weight to 0: equally good answers are not pushed apart.
         beta: inverse temperature, > 0.
         offset_scale: α, ≥ 0; 0 is DPO.
 
@@ -227,6 +228,105 @@ def ipo_avg_loss(mean_log_ratio_margin: "Tensor", *, tau: Positive = 0.1) -> "Te
     return (mean_log_ratio_margin - 1 / (2 * tau)) ** 2
 
 
+def wpo(
+    log_ratio_margin: "Tensor",
+    chosen_mean_logp: "Tensor",
+    rejected_mean_logp: "Tensor",
+    policy_chosen_mean_log_p2: "Tensor",
+    policy_rejected_mean_log_p2: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    clamp: Literal["product", "none"] = "product",
+) -> PairWeights:
+    """DPO that counts a pair by how much it looks like the policy's own text.
+
+        w₊ = w₋ = W β σ(−β · log_ratio_margin),  W = W(y₊) W(y₋), at most 1
+        W(y) = e^(mean over tokens of log p − log Σ p²), a constant to autograd
+
+    Σ p² is over the vocabulary: the p that a token drawn from the policy has on average.
+
+    Args:
+        log_ratio_margin: log-ratio of chosen minus that of rejected, (n,).
+        chosen_mean_logp: log-prob a token of the chosen completion, (n,).
+        rejected_mean_logp: the same of the rejected one, (n,).
+        policy_chosen_mean_log_p2: mean over tokens of log Σ p² where the chosen completion stands, (n,).
+        policy_rejected_mean_log_p2: the same of the rejected one, (n,).
+        beta: inverse temperature, > 0.
+        clamp: `product` for W ≤ 1 as in the authors' code, `none` as in TRL; log W above 60 counts as 60.
+
+    Returns:
+        Weights in [0, β) under `product`, each (n,).
+
+    Source: Zhou et al. 2024, WPO, arXiv:2406.11827, equation 2 with the sampled alignment of section 3.2.
+
+    >>> import torch
+    >>> half, zero = torch.tensor([0.5]).log(), torch.zeros(1)
+    >>> wpo(zero, half, zero, zero, zero, beta=0.1).chosen
+    tensor([0.0250])
+    """
+    likely = _likeness(
+        chosen_mean_logp - policy_chosen_mean_log_p2 + rejected_mean_logp - policy_rejected_mean_log_p2, clamp
+    )
+    weight = likely * beta * (-beta * log_ratio_margin).sigmoid()
+    return PairWeights(chosen=weight, rejected=weight)
+
+
+def wpo_loss(
+    log_ratio_margin: "Tensor",
+    chosen_mean_logp: "Tensor",
+    rejected_mean_logp: "Tensor",
+    policy_chosen_mean_log_p2: "Tensor",
+    policy_rejected_mean_log_p2: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    clamp: Literal["product", "none"] = "product",
+) -> "Tensor":
+    """−W log σ(β·log_ratio_margin) of each pair, (n,), W a constant."""
+    likely = _likeness(
+        chosen_mean_logp - policy_chosen_mean_log_p2 + rejected_mean_logp - policy_rejected_mean_log_p2, clamp
+    )
+    return likely * softplus(-beta * log_ratio_margin)
+
+
+def _likeness(log_weight: "Tensor", clamp: str) -> "Tensor":
+    return (log_weight.clamp(max=0).exp() if clamp == "product" else bounded_exp(log_weight)).detach()
+
+
+def rm(
+    chosen_score: "Tensor", rejected_score: "Tensor", *, margin: NotNegative = 0.0, centre: NotNegative = 0.0
+) -> PairWeights:
+    """Train a reward head to score the chosen answer higher; the weights are of ∇score, not of ∇log π.
+
+        w₊ = σ(m − (r₊ − r₋)) − 2k (r₊ + r₋),  w₋ = σ(m − (r₊ − r₋)) + 2k (r₊ + r₋)
+
+    Args:
+        chosen_score: r₊, the head's score of the chosen completion, (n,).
+        rejected_score: r₋, the same of the rejected one, (n,).
+        margin: m, ≥ 0: how far apart the scores should be.
+        centre: k, ≥ 0: how strongly the mean score of a pair is drawn to 0.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Bradley and Terry 1952 as in Ouyang et al. 2022, arXiv:2203.02155, equation 1; the margin as in Touvron et
+    al. 2023, arXiv:2307.09288; centring as in Eisenstein et al. 2023, arXiv:2312.09244.
+
+    >>> import torch
+    >>> rm(torch.tensor([1.0]), torch.tensor([1.0]), centre=0.1)
+    PairWeights(chosen=tensor([0.1000]), rejected=tensor([0.9000]))
+    """
+    push = (margin - (chosen_score - rejected_score)).sigmoid()
+    drawn = 2 * centre * (chosen_score + rejected_score)
+    return PairWeights(chosen=push - drawn, rejected=push + drawn)
+
+
+def rm_loss(
+    chosen_score: "Tensor", rejected_score: "Tensor", *, margin: NotNegative = 0.0, centre: NotNegative = 0.0
+) -> "Tensor":
+    """−log σ(r₊ − r₋ − m) + k (r₊ + r₋)² of each pair, (n,)."""
+    return softplus(margin - (chosen_score - rejected_score)) + centre * (chosen_score + rejected_score) ** 2
+
+
 def _log(margin: "Tensor") -> "Tensor":
     return margin.clamp(min=LEAST_MARGIN).log()
 
@@ -238,6 +338,8 @@ RULES = {
     "rdpo": rdpo,
     "dpo_norm": dpo_norm,
     "ipo_avg": ipo_avg,
+    "wpo": wpo,
+    "rm": rm,
 }
 LOSSES = {
     "odpo": odpo_loss,
@@ -246,4 +348,6 @@ LOSSES = {
     "rdpo": rdpo_loss,
     "dpo_norm": dpo_norm_loss,
     "ipo_avg": ipo_avg_loss,
+    "wpo": wpo_loss,
+    "rm": rm_loss,
 }

@@ -103,6 +103,116 @@ def cpo_loss(
     return softplus(-beta * logp_margin) - sft_weight * imitated
 
 
+def cpo_hinge(
+    logp_margin: "Tensor",
+    chosen_n_tokens: "Tensor",
+    weight: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    sft_weight: NotNegative = 1.0,
+    reduction: Reduction = "token_mean",
+) -> PairWeights:
+    """CPO with a hinge: push until the margin is 1/β, and imitate the chosen answer throughout.
+
+        w₊ = β 1[β · logp_margin < 1] + α · sft,  w₋ = β 1[β · logp_margin < 1]
+
+    sft is the weight that the rule `sft` gives the chosen answer under the same reduction.
+
+    Args:
+        logp_margin: log π(y₊)/π(y₋), (n,).
+        chosen_n_tokens: n₊, (n,).
+        weight: what each row counts for, (n,), in a mean over tokens.
+        beta: inverse temperature, > 0.
+        sft_weight: α, ≥ 0.
+        reduction: as in `cpo`.
+
+    Returns:
+        w₊ in [0, β + α], w₋ 0 or β, each (n,).
+
+    Source: the hinge of Zhao et al. 2023, arXiv:2305.10425, in the place of CPO's log σ, as in TRL's CPOTrainer; `slic`
+    with δ = 1/β but for the scale.
+
+    >>> import torch
+    >>> cpo_hinge(torch.tensor([5.0, 15.0]), torch.tensor([4, 4]), torch.ones(2), beta=0.1, sft_weight=0.0).rejected
+    tensor([0.1000, 0.0000])
+    """
+    push = beta * (beta * logp_margin < 1).to(logp_margin.dtype)
+    return PairWeights(push + sft_weight * sft(chosen_n_tokens, weight, reduction=reduction), push)
+
+
+def cpo_hinge_loss(
+    logp_margin: "Tensor",
+    policy_chosen_logps: "Tensor",
+    chosen_n_tokens: "Tensor",
+    weight: "Tensor",
+    *,
+    beta: Positive = 0.1,
+    sft_weight: NotNegative = 1.0,
+    reduction: Reduction = "token_mean",
+) -> "Tensor":
+    """max(0, 1 − β·logp_margin) − α·sft·log π(y₊) of each pair, (n,)."""
+    imitated = sft(chosen_n_tokens, weight, reduction=reduction) * policy_chosen_logps
+    return (1 - beta * logp_margin).clamp(min=0) - sft_weight * imitated
+
+
+def cpo_ipo(
+    chosen_mean_logp: "Tensor",
+    rejected_mean_logp: "Tensor",
+    chosen_n_tokens: "Tensor",
+    rejected_n_tokens: "Tensor",
+    weight: "Tensor",
+    *,
+    tau: Positive = 0.1,
+    sft_weight: NotNegative = 1.0,
+    reduction: Reduction = "token_mean",
+) -> PairWeights:
+    """CPO with IPO's square: bring the margin of mean log-probs to 1/(2τ), and imitate the chosen answer throughout.
+
+        w₊ = 2 (1/(2τ) − M)/n₊ + α · sft,  w₋ = 2 (1/(2τ) − M)/n₋,  M = chosen_mean_logp − rejected_mean_logp
+
+    sft is the weight that the rule `sft` gives the chosen answer under the same reduction.
+
+    Args:
+        chosen_mean_logp: log-prob a token of the chosen completion, (n,).
+        rejected_mean_logp: the same of the rejected one, (n,).
+        chosen_n_tokens: n₊, (n,).
+        rejected_n_tokens: n₋, (n,).
+        weight: what each row counts for, (n,), in a mean over tokens.
+        tau: half the inverse of the margin that is asked for, > 0.
+        sft_weight: α, ≥ 0.
+        reduction: as in `cpo`.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Azar et al. 2023, arXiv:2310.12036, equation 17 without its reference, as in TRL's CPOTrainer.
+
+    >>> import torch
+    >>> zero, two, one = torch.zeros(1), torch.tensor([2]), torch.ones(1)
+    >>> cpo_ipo(zero, zero, two, two, one, tau=0.1, sft_weight=0.0).chosen
+    tensor([5.])
+    """
+    push = 2 * (1 / (2 * tau) - (chosen_mean_logp - rejected_mean_logp))
+    imitated = sft(chosen_n_tokens, weight, reduction=reduction)
+    return PairWeights(push / chosen_n_tokens + sft_weight * imitated, push / rejected_n_tokens)
+
+
+def cpo_ipo_loss(
+    chosen_mean_logp: "Tensor",
+    rejected_mean_logp: "Tensor",
+    policy_chosen_logps: "Tensor",
+    chosen_n_tokens: "Tensor",
+    weight: "Tensor",
+    *,
+    tau: Positive = 0.1,
+    sft_weight: NotNegative = 1.0,
+    reduction: Reduction = "token_mean",
+) -> "Tensor":
+    """(M − 1/(2τ))² − α·sft·log π(y₊) of each pair, (n,)."""
+    imitated = sft(chosen_n_tokens, weight, reduction=reduction) * policy_chosen_logps
+    return (chosen_mean_logp - rejected_mean_logp - 1 / (2 * tau)) ** 2 - sft_weight * imitated
+
+
 def orpo(
     chosen_mean_logp: "Tensor",
     rejected_mean_logp: "Tensor",
@@ -116,7 +226,8 @@ def orpo(
         w₊ = 1/n₊ + λ σ(−o) / (n₊ (1 − P₊)),  w₋ = λ σ(−o) / (n₋ (1 − P₋))
         P = e^(mean logp),  o = log P₊/(1 − P₊) − log P₋/(1 − P₋)
 
-    w₋ has a pole where the policy is certain of the rejected answer.
+    w₋ has a pole where the policy is certain of the rejected answer. w₊ has none: as P₊ → 1, σ(−o) goes to 0 like
+    1 − P₊, and w₊ to (1 + λ P₋/(1 − P₋))/n₊.
 
     Args:
         chosen_mean_logp: log-prob a token of the chosen completion, < 0, (n,); above −1e-7 it counts as −1e-7.
@@ -204,12 +315,13 @@ def rrhf(
         chosen_n_tokens: n₊, (n,).
         rejected_n_tokens: n₋, (n,).
         length_power: p, ≥ 0; 1 ranks by log-prob a token, 0 by log-prob.
-        reduction: what the imitation term is; `sum` as printed. The authors' code divides by the padded length.
+        reduction: what the imitation term is; `sum` as printed (equation 3: −Σ log p, not a mean). The authors' code
+            takes the mean over the padded length, prompt and padding included.
 
     Returns:
         w₊ in (0, 2], w₋ in [0, 1], each (n,).
 
-    Source: Yuan et al. 2023, arXiv:2304.05302, for two answers.
+    Source: Yuan et al. 2023, arXiv:2304.05302, for two answers; `rrhf_group` for more.
 
     >>> import torch
     >>> one, four = torch.tensor([1]), torch.tensor([4])
@@ -242,5 +354,21 @@ def _powers(like: "Tensor", chosen: "Tensor", rejected: "Tensor", power: float) 
     return chosen.to(like.dtype) ** power, rejected.to(like.dtype) ** power
 
 
-RULES = {"simpo": simpo, "cpo": cpo, "orpo": orpo, "slic": slic, "rrhf": rrhf}
-LOSSES = {"simpo": simpo_loss, "cpo": cpo_loss, "orpo": orpo_loss, "slic": slic_loss, "rrhf": rrhf_loss}
+RULES = {
+    "simpo": simpo,
+    "cpo": cpo,
+    "cpo_hinge": cpo_hinge,
+    "cpo_ipo": cpo_ipo,
+    "orpo": orpo,
+    "slic": slic,
+    "rrhf": rrhf,
+}
+LOSSES = {
+    "simpo": simpo_loss,
+    "cpo": cpo_loss,
+    "cpo_hinge": cpo_hinge_loss,
+    "cpo_ipo": cpo_ipo_loss,
+    "orpo": orpo_loss,
+    "slic": slic_loss,
+    "rrhf": rrhf_loss,
+}

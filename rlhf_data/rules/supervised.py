@@ -63,8 +63,9 @@ def c_rlft(
 
         w = v (sum) · v/(n v̄) (row_mean) · v/mean(v n) (token_mean),  v = expert_weight or other_weight
 
-    The means are over the batch, rows counted by weight. The paper conditions the policy on the class: the prompt has
-    to say which class the answer is of, or this is no more than weighted imitation.
+    The means are over the batch, rows counted by weight. The seed's w₋ = −0.1 is of a pair, where −w₋ multiplies the
+    gradient: of a single completion the weight is +0.1, so the other class is imitated too. The paper conditions the
+    policy on the class: the prompt has to say which class the answer is of, or this is no more than weighted imitation.
 
     Args:
         label: bool, True where the completion is an expert's, (n,).

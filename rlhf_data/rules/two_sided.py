@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rlhf_data.rules.batch import NotNegative, PairWeights, Positive
+from rlhf_data.rules.batch import NotNegative, PairWeights, Positive, Share
 from rlhf_data.rules.stable import bounded_exp, slope, softplus
 from rlhf_data.rules.supervised import Reduction, sft
 
@@ -307,6 +307,48 @@ def fdpo_js_loss(chosen_log_ratio: "Tensor", rejected_log_ratio: "Tensor", *, be
     return softplus(beta * (softplus(-chosen_log_ratio) - softplus(-rejected_log_ratio)))
 
 
+def fdpo_alpha(
+    chosen_log_ratio: "Tensor", rejected_log_ratio: "Tensor", *, beta: Positive = 0.1, alpha: Share = 0.5
+) -> PairWeights:
+    """DPO under an α-divergence: between the forward KL (α = 0) and the reverse one (α → 1, which is DPO).
+
+        w₊ = β σ(−βF) e^((α − 1) chosen_log_ratio),  w₋ = β σ(−βF) e^((α − 1) rejected_log_ratio)
+        F = (e^((α − 1) chosen_log_ratio) − e^((α − 1) rejected_log_ratio))/(α − 1)
+
+    Args:
+        chosen_log_ratio: log π/π_ref of the chosen completion, (n,); (α − 1) times it counts as at most 60.
+        rejected_log_ratio: the same of the rejected one, (n,).
+        beta: inverse temperature, > 0.
+        alpha: α, in [0, 1]; above 1 − 1e-6 it is DPO.
+
+    Returns:
+        Weights ≥ 0, each (n,).
+
+    Source: Wang et al. 2023, f-DPO, arXiv:2309.16240, with f'(t) = (t^(α − 1) − 1)/(α − 1) up to a constant, as in TRL.
+
+    >>> import torch
+    >>> fdpo_alpha(torch.zeros(1), torch.zeros(1), beta=0.1).chosen
+    tensor([0.0500])
+    """
+    chosen, rejected, gap = _alpha_gap(chosen_log_ratio, rejected_log_ratio, alpha)
+    push = beta * (-beta * gap).sigmoid()
+    return PairWeights(chosen=push * chosen, rejected=push * rejected)
+
+
+def fdpo_alpha_loss(
+    chosen_log_ratio: "Tensor", rejected_log_ratio: "Tensor", *, beta: Positive = 0.1, alpha: Share = 0.5
+) -> "Tensor":
+    """−log σ(βF) of each pair, (n,)."""
+    return softplus(-beta * _alpha_gap(chosen_log_ratio, rejected_log_ratio, alpha)[2])
+
+
+def _alpha_gap(a: "Tensor", d: "Tensor", alpha: float) -> "tuple[Tensor, Tensor, Tensor]":
+    if alpha > 1 - 1e-6:
+        return a.new_ones(a.shape), d.new_ones(d.shape), a - d
+    chosen, rejected = bounded_exp((alpha - 1) * a), bounded_exp((alpha - 1) * d)
+    return chosen, rejected, (chosen - rejected) / (alpha - 1)
+
+
 RULES = {
     "apo_zero": apo_zero,
     "apo_down": apo_down,
@@ -317,6 +359,7 @@ RULES = {
     "rpo": rpo,
     "fdpo_forward_kl": fdpo_forward_kl,
     "fdpo_js": fdpo_js,
+    "fdpo_alpha": fdpo_alpha,
 }
 LOSSES = {
     "apo_zero": apo_zero_loss,
@@ -328,4 +371,5 @@ LOSSES = {
     "rpo": rpo_loss,
     "fdpo_forward_kl": fdpo_forward_kl_loss,
     "fdpo_js": fdpo_js_loss,
+    "fdpo_alpha": fdpo_alpha_loss,
 }

@@ -45,11 +45,24 @@ def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout)
     One forward; `plan` makes groups that fit. Differentiable where gradients are enabled: logits are then formed
     again in the backward pass, not kept.
     """
+    return [[logps[:, 0] for logps in group] for group in _measure(model, groups, layout, squares=False)]
+
+
+def token_logps_and_squares(
+    model: PreTrainedModel, groups: Sequence[Group], layout: Layout
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """What `token_logps` gives, and log Σ p² over the vocabulary where each token stands, in nats, a constant."""
+    both = _measure(model, groups, layout, squares=True)
+    return tuple([[values[:, at] for values in group] for group in both] for at in (0, 1))  # type: ignore[return-value]
+
+
+def _measure(model: PreTrainedModel, groups: Sequence[Group], layout: Layout, *, squares: bool) -> list[list[Tensor]]:
+    """For each completion (n_tokens, 1), or (n_tokens, 2) with `squares`: log-probs, and log Σ p²."""
     batch = (_pack if layout == "packed" else _pad)(groups, model.device)
     with _attention(model, _ATTENTION if layout == "packed" else None):
         body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
     hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
-    logps = iter(torch.split(_target_logps(model, hidden, batch.targets), batch.lengths))
+    logps = iter(torch.split(_target_logps(model, hidden, batch.targets, squares=squares), batch.lengths))
     return [[next(logps) for _ in group.completions] for group in groups]
 
 
@@ -247,8 +260,8 @@ def _attends_to_everything(config: Any) -> bool:
     return layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
-def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probs of `targets` (m,) from `hidden` (m, d), a chunk of rows at a time."""
+def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, squares: bool) -> Tensor:
+    """Log-probs of `targets` (m,) from `hidden` (m, d), a chunk of rows at a time; (m, 1), or (m, 2) with log Σ p²."""
     head = model.get_output_embeddings()
     assert head is not None  # a causal language model has one
     weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
@@ -259,7 +272,12 @@ def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Te
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
         # gather − logsumexp: 40 times closer to float64 than log_softmax over 49,152 entries
-        return logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        logps = logits.gather(1, wanted[:, None]) - logits.logsumexp(dim=1, keepdim=True)
+        if not squares:
+            return logps
+        fixed = logits.detach()
+        log_p2 = (2 * fixed).logsumexp(dim=1, keepdim=True) - 2 * fixed.logsumexp(dim=1, keepdim=True)
+        return torch.cat([logps, log_p2], dim=1)
 
     chunks = zip(hidden.split(_CHUNK_ROWS), targets.split(_CHUNK_ROWS), strict=True)
     if torch.is_grad_enabled():

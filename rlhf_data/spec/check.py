@@ -75,13 +75,8 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         yield from _train(spec)
     if spec.evaluate is not None and spec.train is None:
         yield ("evaluate",), "there is nothing to evaluate without train; add train or leave evaluate out"
-    if spec.evaluate is not None and spec.evaluate.verifier is not None:
-        module = spec.evaluate.verifier.partition(":")[0]
-        with suppress(ImportError, ValueError):
-            if importlib.util.find_spec(module) is not None:
-                module = ""
-        if module:
-            yield ("evaluate", "verifier"), f"no module {module} can be imported; install it, or put it on PYTHONPATH"
+    for part in ("rate", "evaluate"):
+        yield from _verifier((part, "verifier"), getattr(getattr(spec, part), "verifier", None))
     if spec.evaluate is not None and not getattr(spec.split, spec.evaluate.split):
         yield (
             ("evaluate",),
@@ -119,6 +114,16 @@ def _clean(path: Path, operation: Clean) -> Iterator[Found]:
             return
         for code in (code for code in operation.keep if code not in known):
             yield (*path, "keep"), f"no language {code!r}; use codes of ISO 639, such as en, zh, de"
+
+
+def _verifier(path: Path, name: str | None) -> Iterator[Found]:
+    """A module that cannot be imported; whether it has the function is known once it runs."""
+    module = name.partition(":")[0] if name else ""
+    with suppress(ImportError, ValueError):
+        if module and importlib.util.find_spec(module) is not None:
+            module = ""
+    if module:
+        yield path, f"no module {module} can be imported; install it, or put it on PYTHONPATH"
 
 
 def _polarity(spec: Spec) -> Iterator[Found]:
@@ -312,34 +317,57 @@ def _tokens(part: str, section: Any) -> Iterator[Found]:
 def _train(spec: Spec) -> Iterator[Found]:
     train, shape = spec.train, spec.shape
     assert train is not None
-    if train.rule not in rules.RULES:
-        yield ("train", "rule"), f"no rule named {train.rule!r}; {did_you_mean(train.rule, rules.RULES)}"
+    wrong = list(_rule(train.rule))
+    yield from wrong
+    if wrong:
         return
+    name = rules.label(train.rule)
     known = [*rules.parameters(train.rule), *type(train).model_fields]
     for key, value in train.parameters.items():
         if key not in rules.parameters(train.rule):
-            yield ("train", key), f"neither a key of train nor a parameter of {train.rule}; {did_you_mean(key, known)}"
+            yield ("train", key), f"neither a key of train nor a parameter of {name}; {did_you_mean(key, known)}"
             continue
         yield from _raised(("train", key), rules.check_parameters, train.rule, {key: value})
     if rules.table(train.rule) != shape.to:
         yield (
             ("train", "rule"),
-            f"{train.rule} trains on the {rules.table(train.rule)} table, and shape makes it {shape.to}",
+            f"{name} trains on the {rules.table(train.rule)} table, and shape makes it {shape.to}",
         )
         return
-    references = [c for c in rules.columns(train.rule) if c.startswith("ref_")]
+    held = tables.columns(shape.to)
+    if lacking := [column for column in rules.columns(train.rule) if column not in held]:
+        what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
+        yield ("train", "rule"), f"{what}; {_instead(lacking)}"
+    references = [c for c in rules.columns(train.rule) if c.startswith("ref_") and c in held]
     if references and spec.score is None:
-        yield ("train", "rule"), f"{train.rule} needs {', '.join(references)}; add score: {{model: …}}"
+        yield ("train", "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}}"
     if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":
         yield (
             ("train", "rule"),
-            f"{train.rule} needs margin, which pairs have that are made from ratings; as_given has none",
+            f"{name} needs margin, which pairs have that are made from ratings; as_given has none",
         )
     if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
-        yield ("shape", "ties"), f"{train.rule} does not read `preference`, so ties must be drop"
+        yield ("shape", "ties"), f"{name} does not read `preference`, so ties must be drop"
     for key in ("template", "max_length", "max_prompt_length"):
         if spec.score is not None and getattr(train, key) is not None:
             yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
+
+
+def _rule(rule: Any) -> Iterator[Found]:
+    """Problems of a rule by itself: its name, its formulas, the terms of its sum."""
+    if isinstance(rule, str) and ":" not in rule and rule not in rules.RULES:
+        yield ("train", "rule"), f"no rule named {rule!r}; {did_you_mean(rule, rules.RULES)}"
+        return
+    yield from _raised(("train", "rule"), rules.needs, rule)
+
+
+def _instead(lacking: list[str]) -> str:
+    """What to do about columns that no snapshot holds."""
+    if any(column.endswith("_score") for column in lacking):
+        return "it is the score of a reward head, which this trainer does not train yet"
+    if any("token_" in column for column in lacking):
+        return "take the rule's form over whole completions, or write these lists of numbers into the Parquet yourself"
+    return "take the rule's form against the reference, or write these numbers into the Parquet yourself"
 
 
 def _raised(path: Path, function: Callable[..., Any], *arguments: Any) -> Iterator[Found]:

@@ -70,6 +70,13 @@ def _model(value: Any) -> Any:
     return value
 
 
+def _rule(value: Any) -> Any:
+    """A name or a mapping; what it holds is checked with the rules at hand."""
+    if not isinstance(value, str | dict):
+        raise _refuse("must be a rule's name, module:function, formulas, or a sum; see docs/rules.md")
+    return value
+
+
 PathLike = Annotated[Any, AfterValidator(_path)]
 ModelReference = Annotated[Any, AfterValidator(_model)]
 
@@ -147,6 +154,56 @@ class Clean(Section):
         return self
 
 
+def _function(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise _refuse(f"{value!r} does not name a function; write module:function")
+    return value
+
+
+class Prior(Section):
+    """Standard deviations of the Gaussian priors of Bradley–Terry, in nats."""
+
+    strength: Annotated[Positive, Field(description="of models about 0")] = 2.0
+    answer: Annotated[Positive, Field(description="of answers about their model")] = 1.0
+    effect: Annotated[Positive, Field(description="of covariates, and of how often equals tie, about 0")] = 10.0
+
+
+class Elo(Section):
+    """How far a battle moves a rating."""
+
+    k: Positive = 4.0
+    base: Annotated[float, Field(gt=1.0)] = 10.0
+    scale: Positive = 400.0
+    start: float = 1000.0
+
+
+def _missing(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _refuse("must be refuse, renormalize or a number")
+    return one_of("refuse", "renormalize")(value) if isinstance(value, str) else float(value)
+
+
+def _prior(value: Any) -> Any:
+    if isinstance(value, str) and value != "none":
+        raise _refuse(f"unknown {value!r}; write none, or {{strength: 2, answer: 1, effect: 10}}")
+    return value
+
+
+# Words that mean something to some ways of rating only.
+RATE_WORDS = {
+    "scale": (None, "rating", "aspects"),
+    "normalize": (None, "rating", "aspects"),
+    "per": (None, "rating", "aspects"),
+    "missing": ("aspects",),
+    "votes": (None, "votes"),
+    "of": ("bradley_terry", "elo"),
+    "ties": ("bradley_terry",),
+    "covariates": ("bradley_terry",),
+    "prior": ("bradley_terry",),
+    "elo": ("elo",),
+}
+
+
 class Rate(Section):
     """How judgments become a rating, a reward or a preference."""
 
@@ -155,8 +212,8 @@ class Rate(Section):
             str,
             AfterValidator(
                 one_of(
-                    "rating", "aspects", "votes", "rank", "label",
-                    later=("bradley_terry", "reward_model", "verifier", "elo"),
+                    "rating", "aspects", "votes", "rank", "label", "bradley_terry", "elo", "verifier",
+                    later=("reward_model",),
                 )
             ),
         ]
@@ -164,8 +221,16 @@ class Rate(Section):
     ) = None  # fmt: skip
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     aspects: Annotated[dict[str, Positive], Field(min_length=1)] | None = None
-    votes: Annotated[str, AfterValidator(one_of("mean", "majority", later=("dawid_skene",)))] = "mean"
-    normalize: Later = None
+    missing: Annotated[Any, AfterValidator(_missing), Field(description="refuse, renormalize or a number")] = "refuse"
+    normalize: Annotated[str, AfterValidator(one_of("zscore", "rank"))] | None = None
+    per: Annotated[str, AfterValidator(one_of("annotator", "source"))] = "annotator"
+    votes: Annotated[str, AfterValidator(one_of("mean", "majority", "dawid_skene"))] = "mean"
+    of: Annotated[str, AfterValidator(one_of("answer", "model"))] = "answer"
+    ties: Annotated[str, AfterValidator(one_of("half", "davidson"))] = "half"
+    covariates: list[Annotated[str, AfterValidator(one_of("length", "position"))]] = Field(default_factory=list)
+    prior: Annotated[Literal["none"] | Prior, BeforeValidator(_prior)] = Prior()
+    elo: Elo = Elo()
+    verifier: Annotated[str, AfterValidator(_function)] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> "Rate":
@@ -173,10 +238,22 @@ class Rate(Section):
             raise _refuse(f"scale goes from {self.scale[0]:g} to {self.scale[1]:g}; write [lowest, highest]")
         if (self.by == "aspects") != (self.aspects is not None):
             raise _refuse("by: aspects and aspects: {NAME: WEIGHT, …} belong together")
-        if self.scale is not None and self.by not in (None, "rating", "aspects"):
+        if (self.by == "verifier") != (self.verifier is not None):
+            raise _refuse("by: verifier and verifier: module:function belong together")
+        if self.scale is not None and self.by not in RATE_WORDS["scale"]:
             raise _refuse(f"scale is of ratings, and rate is by {self.by}; leave one of them out")
-        if "votes" in self.model_fields_set and self.by not in (None, "votes"):
+        if "votes" in self.model_fields_set and self.by not in RATE_WORDS["votes"]:
             raise _refuse(f"votes says how comparisons add up, and rate is by {self.by}; leave one of them out")
+        for word, ways in RATE_WORDS.items():
+            if word in self.model_fields_set and getattr(self, word) is not None and self.by not in ways:
+                known = " or ".join(f"by: {way}" for way in ways if way)
+                raise _refuse(f"{word} means something {known} only, and rate is by {self.by}; leave one of them out")
+        if "per" in self.model_fields_set and self.normalize is None:
+            raise _refuse("per says for whom ratings are normalized; add normalize: zscore or rank")
+        if self.normalize is not None and isinstance(self.missing, float):
+            raise _refuse("a number for missing is in the source's units; with normalize, write refuse or renormalize")
+        if len(set(self.covariates)) < len(self.covariates):
+            raise _refuse("covariates names one of them twice")
         return self
 
 
@@ -326,7 +403,7 @@ class Publish(Section):
     """Where the snapshot goes."""
 
     to: Annotated[str, Field(min_length=1)]
-    retain: Later = None
+    retain: Count | None = Field(None, description="how many versions `gc` keeps; all by default")
 
 
 class Train(BaseModel):
@@ -334,7 +411,10 @@ class Train(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
-    rule: str
+    rule: Annotated[Any, AfterValidator(_rule)] = Field(
+        description="a rule's name, module:function, {chosen: FORMULA, rejected: FORMULA}, {completion: FORMULA}, or "
+        "{sum: [{rule: …, coefficient: …}]}"
+    )
     model: ModelReference
     epochs: Positive = 1.0
     max_steps: Count | None = None
@@ -360,12 +440,6 @@ class Train(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The rule's parameters."""
         return dict(self.model_extra or {})
-
-
-def _function(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        raise _refuse(f"{value!r} does not name a function; write module:function")
-    return value
 
 
 class Evaluate(Section):

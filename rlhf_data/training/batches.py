@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
+from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.logprobs import Group
 
@@ -82,6 +83,7 @@ def read_rows(
     template: str,
     max_length: int,
     max_prompt_length: int | None,
+    groups: bool = False,
 ) -> Rows:
     """Encode the rows of a split.
 
@@ -98,11 +100,12 @@ def read_rows(
         template: see `encode`.
         max_length: see `encode`.
         max_prompt_length: see `encode`.
+        groups: whether to read which rows are answers to one prompt.
 
     Raises:
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
-    reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *filled)
+    reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
     if lacking := [name for name in reads if name not in table.column_names]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     columns = {name: table[name].to_pylist() for name in reads}
@@ -125,12 +128,13 @@ def read_rows(
         _refuse_soft(columns["preference"], kept, ids, purpose)
     if any(name.startswith("ref_") for name in filled):
         _check_lengths(table, encoded, kept, ids)
-    groups = [Group(encoded[names[0]].prompt_ids[i], [encoded[n].completion_ids[i] for n in names]) for i in kept]
+    _check_token_values(columns, filled, encoded, kept, ids)
+    together = [Group(encoded[names[0]].prompt_ids[i], [encoded[n].completion_ids[i] for n in names]) for i in kept]
     partners = "mismatched" in encoded
     return Rows(
         ids=[ids[i] for i in kept],
-        groups=[Group(prompt, completions[:1]) for prompt, completions in groups] if partners else groups,
-        mismatched=[Group(prompt, completions[1:]) for prompt, completions in groups] if partners else [],
+        groups=[Group(prompt, completions[:1]) for prompt, completions in together] if partners else together,
+        mismatched=[Group(prompt, completions[1:]) for prompt, completions in together] if partners else [],
         columns={name: [columns[name][i] for i in kept] for name in reads if name not in _TEXTS},
         dropped=dict(Counter(code for code in codes if code)),
     )
@@ -146,19 +150,39 @@ def order(ids: Sequence[str], *, seed: int, epoch: int) -> list[int]:
     return sorted(range(len(ids)), key=lambda i: (xxh3_64_intdigest(ids[i].encode(), seed=key), i))
 
 
-def batches_from(step: int, ids: Sequence[str], *, size: int, seed: int) -> Iterator[list[int]]:
+def batches_from(
+    step: int, ids: Sequence[str], *, size: int, seed: int, groups: Sequence[str] | None = None
+) -> Iterator[list[int]]:
     """Row numbers of each optimizer step from `step` (counted from 0) on, epoch after epoch, without end.
 
     A function of the seed and the step alone, so a resumed run needs no other memory. An epoch's last batch may be
-    smaller.
+    smaller. Rows of the same name in `groups` are never parted: a batch is as many whole groups as have `size` rows on
+    average, at least one.
+
+    >>> next(batches_from(0, ["a", "b", "c", "d"], size=2, seed=0, groups=["p", "q", "q", "p"])) in ([0, 3], [1, 2])
+    True
     """
-    per_epoch = math.ceil(len(ids) / size)
-    epoch, at = divmod(step, per_epoch)
+    members: dict[str, list[int]] = {}
+    for i, name in enumerate(groups or ids):
+        members.setdefault(name, []).append(i)
+    names, taken = list(members), _units(len(members), len(ids), size)
+    epoch, at = divmod(step, steps_of_epoch(ids, size=size, groups=groups))
     while True:
-        ranked = order(ids, seed=seed, epoch=epoch)
-        for start in range(at * size, len(ids), size):
-            yield ranked[start : start + size]
+        ranked = order(names, seed=seed, epoch=epoch)
+        for start in range(at * taken, len(names), taken):
+            yield [i for unit in ranked[start : start + taken] for i in members[names[unit]]]
         epoch, at = epoch + 1, 0
+
+
+def steps_of_epoch(ids: Sequence[str], *, size: int, groups: Sequence[str] | None = None) -> int:
+    """Optimizer steps of one pass over the rows, as `batches_from` makes them."""
+    units = len(set(groups)) if groups else len(ids)
+    return math.ceil(units / _units(units, len(ids), size))
+
+
+def _units(units: int, rows: int, size: int) -> int:
+    """Rows, or whole groups, of a batch of `size` rows."""
+    return size if units == rows else max(1, round(size * units / rows))
 
 
 def _codes(weights: Sequence[float], encoded: dict[str, Encoded]) -> list[str | None]:
@@ -208,6 +232,26 @@ def _check_lengths(table: pa.Table, encoded: dict[str, Encoded], rows: Sequence[
                     f"{len(differing)} rows have other tokens than when their references were scored (first {ids[i]}: "
                     f"{name} had {stored[i]} tokens, has {now[i]}): the policy's tokenizer or template is not the "
                     "reference's; score with the policy's"
+                )
+
+
+def _check_token_values(
+    columns: dict[str, list[Any]],
+    filled: Sequence[str],
+    encoded: dict[str, Encoded],
+    rows: Sequence[int],
+    ids: Sequence[str],
+) -> None:
+    """ValueError where stored token values are not one a token."""
+    for name in filled:
+        if counted_by(name) == "row":
+            continue
+        side = {"chosen_token": "chosen", "rejected_token": "rejected"}.get(counted_by(name), "completion")
+        for i in rows:
+            if len(columns[name][i]) != (n := len(encoded[side].completion_ids[i])):
+                raise ValueError(
+                    f"{ids[i]} has {len(columns[name][i])} values in {name}, and {n} tokens: they were measured with "
+                    "another tokenizer, template or length; score the snapshot again"
                 )
 
 

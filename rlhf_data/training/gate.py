@@ -8,7 +8,14 @@ from rlhf_data.training.step import Policy, sequence_logps
 
 # Nats a token that two passes of one model may differ by: packing changes the order of sums, bfloat16 more so.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
-_REFERENCES = (("ref_chosen_logps", 0), ("ref_rejected_logps", 1), ("ref_logps", 0))
+_REFERENCES = (
+    ("ref_chosen_logps", 0),
+    ("ref_rejected_logps", 1),
+    ("ref_logps", 0),
+    ("ref_chosen_token_logps", 0),
+    ("ref_rejected_token_logps", 1),
+    ("ref_token_logps", 0),
+)
 
 
 def check_encoding(recipe: dict[str, Any] | None, ours: dict[str, Any]) -> None:
@@ -42,10 +49,12 @@ def check_first_batch(
     for name, column in stored:
         for row, i in enumerate(picked):
             n_tokens = len(rows.groups[i].completions[column])
-            gap = abs(live[row][column] - rows.columns[name][i]) / n_tokens
+            reference = rows.columns[name][i]
+            total = sum(reference) if "token_" in name else reference
+            gap = abs(live[row][column] - total) / n_tokens
             if not gap <= worst:
                 worst = gap
-                where = f"{rows.ids[i]}: {name} is {rows.columns[name][i]:.4f}, now {live[row][column]:.4f}"
+                where = f"{rows.ids[i]}: {name} is {total:.4f}, now {live[row][column]:.4f}"
     if not worst <= tolerance:
         raise ValueError(
             f"the policy starts as the reference, yet log-probs differ by {worst:.4g} nats a token ({where}; "

@@ -19,7 +19,7 @@ from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.training import checkpoint, metrics
-from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split
+from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split, steps_of_epoch
 from rlhf_data.training.gate import check_encoding, check_first_batch
 from rlhf_data.training.step import Policy, accumulate
 
@@ -30,7 +30,7 @@ def train(
     snapshot: Path,
     run: Path,
     *,
-    rule: str,
+    rule: rules.Rule,
     parameters: dict[str, Any] | None = None,
     model: dict[str, Any],
     template: str = "chat",
@@ -61,7 +61,7 @@ def train(
     Args:
         snapshot: folder of a published snapshot.
         run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
-        rule: a name of `rules.RULES`.
+        rule: a name of `rules.RULES`, or a rule in any other form that `rlhf_data.rules` knows.
         parameters: the rule's hyperparameters; its defaults for the rest.
         model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from.
         template: see `scoring.encode.encode`; as when the references were scored.
@@ -72,7 +72,8 @@ def train(
         split: which part of the snapshot to train on.
         epochs: passes over the rows; may be a fraction.
         max_steps: an upper limit to optimizer steps.
-        batch_size: rows of an optimizer step, however many forwards that takes.
+        batch_size: rows of an optimizer step, however many forwards that takes; on average, where a rule wants all
+            answers to a prompt in one step.
         token_budget: most tokens of a forward; changes speed and memory, not the result beyond rounding.
         learning_rate: its peak.
         warmup: share of the steps over which it rises from 0.
@@ -134,7 +135,8 @@ def train(
         kind=rules.table(rule),
         filled=rules.columns(rule),
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
-        purpose=rule,
+        purpose=rules.label(rule),
+        groups=rules.keeps_groups(rule),
         **encoding,
     )
     net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)
@@ -181,15 +183,18 @@ def _optimise(
 ) -> dict[str, Any]:
     """All steps that a checkpoint does not have behind it already; returns what came out of them."""
     model = policy.model
-    per_epoch = math.ceil(len(rows) / arguments["batch_size"])
+    size, seed = arguments["batch_size"], arguments["seed"]
+    groups = rows.columns["prompt_id"] if rules.keeps_groups(arguments["rule"]) else None
+    per_epoch = steps_of_epoch(rows.ids, size=size, groups=groups)
     total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = _optimizer(model, arguments["weight_decay"])
-    first = checkpoint.restore(run / "checkpoints", model, optimizer)
+    first, memory = checkpoint.restore(run / "checkpoints", model, optimizer)
+    memory = rules.memory(arguments["rule"]) if memory is None else memory
     metrics.keep_until(run / "metrics.jsonl", first)
-    batches = batches_from(first, rows.ids, size=arguments["batch_size"], seed=arguments["seed"])
+    batches = batches_from(first, rows.ids, size=size, seed=seed, groups=groups)
     gap = None
     if first == 0:
-        picked = next(batches_from(0, rows.ids, size=arguments["batch_size"], seed=arguments["seed"]))
+        picked = next(batches_from(0, rows.ids, size=size, seed=seed, groups=groups))
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
     shown = bar("train", "steps", total=total, initial=first, shown=progress)
@@ -203,14 +208,14 @@ def _optimise(
             schedule=arguments["schedule"],
         )
         picked = next(batches)
-        line, tokens = _step(policy, optimizer, rows, picked, rate, arguments)
+        line, tokens, memory = _step(policy, optimizer, rows, picked, rate, arguments, memory)
         speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
         line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
         metrics.append(run / "metrics.jsonl", line)
         shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
         shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            checkpoint.save(run / "checkpoints", step + 1, model, optimizer)
+            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory)
     shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
 
@@ -222,12 +227,13 @@ def _step(
     picked: list[int],
     rate: float,
     arguments: dict[str, Any],
-) -> tuple[dict[str, Any], int]:
-    """One update of the parameters; returns its metrics and the tokens it ran."""
+    memory: dict[str, float],
+) -> tuple[dict[str, Any], int, dict[str, float]]:
+    """One update of the parameters; returns its metrics, the tokens it ran, and what the rule remembers now."""
     rule, parameters = arguments["rule"], arguments["parameters"]
     optimizer.zero_grad(set_to_none=True)
-    batch, weights, tokens = accumulate(policy, rows, picked, rule, parameters)
-    line = metrics.step_metrics(batch, weights, rows, picked, rule, parameters)
+    done = accumulate(policy, rows, picked, rule, parameters, memory)
+    line = metrics.step_metrics(done.batch, done.weights, rows, picked, rule, parameters, done.memory)
     norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), arguments["max_grad_norm"] or math.inf)
     if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
         ids = ", ".join(rows.ids[i] for i in picked)
@@ -238,7 +244,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return line | {"learning_rate": rate, "grad_norm": float(norm)}, tokens
+    return line | {"learning_rate": rate, "grad_norm": float(norm)}, done.tokens, done.memory
 
 
 def _optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:

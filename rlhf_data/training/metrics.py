@@ -5,33 +5,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf_data import files, rules
-from rlhf_data.rules import Completions, Pairs, PairWeights
+from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, TokenWeights
+from rlhf_data.rules.batch import given, per_row
 from rlhf_data.training.batches import Rows
+from rlhf_data.training.loss import Weights
 
 
 def step_metrics(
     batch: Pairs | Completions,
-    weights: PairWeights | Tensor,
+    weights: Weights,
     rows: Rows,
     picked: Sequence[int],
-    rule: str,
+    rule: rules.Rule,
     parameters: dict[str, Any],
+    memory: dict[str, float],
 ) -> dict[str, Any]:
     """Means over a step, rows counted by their weight; `by_source` and `by_category` hold the same for parts of it.
 
     loss is the rule's published loss. Where references are there, log-ratios are in nats, without beta; accuracy is
-    the share of pairs whose log-ratio margin is > 0, half of those where it is 0.
+    the share of pairs whose log-ratio margin is > 0, half of those where it is 0. The weights of a row's tokens count
+    as their mean. `memory` is what the rule remembers after this step, where it remembers anything.
     """
-    values = {"loss": rules.loss(rule, **parameters)(batch)} | _weights(weights) | _log_ratios(batch)
+    values = {"loss": rules.loss(rule, **parameters)(batch, memory)} | _weights(batch, weights) | _log_ratios(batch)
     whole: dict[str, Any] = {name: _mean(value, batch.weight) for name, value in values.items()}
     for column in ("source", "category"):
         names = [rows.columns[column][i] for i in picked]
         kinds = sorted({name for name in names if name is not None})
         if len(kinds) > 1:
             whole[f"by_{column}"] = {kind: _part(values, batch.weight, [n == kind for n in names]) for kind in kinds}
+    whole |= {"memory": memory} if memory else {}
     return whole | {"row_weight": float(batch.weight.mean()), "rows": len(picked)}
 
 
@@ -48,10 +54,20 @@ def keep_until(path: Path, step: int) -> None:
         files.write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
-def _weights(weights: PairWeights | Tensor) -> dict[str, Tensor]:
+def _weights(batch: Pairs | Completions, weights: Weights) -> dict[str, Tensor]:
+    if isinstance(weights, PairTokenWeights):
+        chosen = _row_means(batch, weights.chosen, "chosen_token_row")
+        return {"w_chosen": chosen, "w_rejected": _row_means(batch, weights.rejected, "rejected_token_row")}
+    if isinstance(weights, TokenWeights):
+        return {"w": _row_means(batch, weights.tokens, "token_row")}
     if isinstance(weights, PairWeights):
         return {"w_chosen": weights.chosen, "w_rejected": weights.rejected}
     return {"w": weights}
+
+
+def _row_means(batch: Pairs | Completions, values: Tensor, name: str) -> Tensor:
+    row = given(batch, name)
+    return per_row(values, row, batch.weight) / per_row(torch.ones_like(values), row, batch.weight)
 
 
 def _log_ratios(batch: Pairs | Completions) -> dict[str, Tensor]:

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_data import rules
-from rlhf_data.rules import Completions, Pairs, PairWeights
-from rlhf_data.scoring.logprobs import Group, Layout, plan, size, token_logps
+from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
+from rlhf_data.scoring.logprobs import Group, Layout, plan, size, token_logps, token_logps_and_squares
 from rlhf_data.training.batches import Rows
-from rlhf_data.training.loss import weighted_loss
-
-Weights = PairWeights | Tensor
+from rlhf_data.training.loss import Weights, weighted_loss
 
 
 @dataclass(frozen=True)
@@ -26,59 +24,126 @@ class Policy:
     token_budget: int
 
 
+class Step(NamedTuple):
+    """A step that has been accumulated: its batch and weights, detached; tokens run; what the rule remembers now."""
+
+    batch: Pairs | Completions
+    weights: Weights
+    tokens: int
+    memory: dict[str, float]
+
+
+class Measured(NamedTuple):
+    """What a forward gives of some rows: the log-probs of each completion's tokens, and means of log Σ p².
+
+    `tokens` has, for each row, one (n_tokens,) a completion, float64; `mean_log_p2` is (rows, completions), or None
+    where the rule does not ask for it.
+    """
+
+    tokens: list[list[Tensor]]
+    mean_log_p2: Tensor | None = None
+
+    @property
+    def logps(self) -> Tensor:
+        """Summed log-probs, nats, (rows, completions)."""
+        # float64: a difference of two sums of hundreds of nats keeps its digits.
+        return torch.stack([torch.stack([one.sum() for one in row]) for row in self.tokens])
+
+
 def accumulate(
-    policy: Policy, rows: Rows, picked: Sequence[int], rule: str, parameters: dict[str, Any]
-) -> tuple[Pairs | Completions, Weights, int]:
+    policy: Policy,
+    rows: Rows,
+    picked: Sequence[int],
+    rule: Rule,
+    parameters: dict[str, Any],
+    memory: dict[str, float] | None = None,
+) -> Step:
     """Add the gradient of `weighted_loss` over the rows `picked` to the model's.
 
-    A rule that averages over its batch sees the whole step: where that takes several forwards, its weights come from
-    a first pass without gradients.
-
-    Returns:
-        The step's batch and weights, detached, rows in the order of `picked`; tokens run.
+    A rule that averages over its batch, or remembers, sees the whole step: where that takes several forwards, its
+    weights come from a first pass without gradients. Rows of the step's batch stand in the order of `picked`.
     """
     weigh = rules.rule(rule, **parameters)
     groups = [rows.groups[i] for i in picked]
     parts = plan(groups, policy.token_budget, policy.layout)
     mismatched = sequence_logps(policy, [rows.mismatched[i] for i in picked])[:, 0] if rows.mismatched else None
     normaliser = float(sum(rows.columns["weight"][i] for i in picked))
+    by_token = rules.weighs_tokens(rule)
+    squares = any(need.endswith("mean_log_p2") for need in rules.needs(rule))
 
-    def batch_of(at: Sequence[int], logps: Tensor) -> Pairs | Completions:
+    def batch_of(at: Sequence[int], measured: Measured) -> Pairs | Completions:
         part = None if mismatched is None else mismatched[list(at)]
-        return batch(rows, [picked[i] for i in at], logps, part)
+        values = measured if by_token or squares else None
+        return batch(rows, [picked[i] for i in at], measured.logps, part, values)
 
     whole = range(len(picked))
     weights: Weights | None = None
-    if rules.is_static(rule):
-        weights = weigh(batch_of(whole, _no_logps(rows, picked, policy.model.device)))
-    elif rules.averages_over_batch(rule) and len(parts) > 1:
-        weights = weigh(batch_of(whole, sequence_logps(policy, groups)))
+    if rules.is_static(rule) and not by_token:
+        weights = weigh(batch_of(whole, _unmeasured(groups, policy.model.device)))
+    elif len(parts) > 1 and (rules.averages_over_batch(rule) or rules.memory(rule)):
+        step = batch_of(whole, _without_gradients(policy, groups, parts, squares))
+        memory = rules.remember(rule, step, memory or {}, **parameters)
+        weights = weigh(step, memory)
 
-    logps = _no_logps(rows, picked, policy.model.device)
+    tokens: list[list[Tensor]] = [[] for _ in picked]
+    mean_log_p2 = torch.zeros((len(picked), len(groups[0].completions)), dtype=torch.float64)
     for part in parts:
-        live = _summed(token_logps(policy.model, [groups[i] for i in part], policy.layout))
-        logps[part] = live.detach()
+        live = _forward(policy, [groups[i] for i in part], squares)
         part_batch = batch_of(part, live)
-        part_weights = weigh(part_batch) if weights is None else _take(weights, part)
+        if weights is None and rules.memory(rule):
+            memory = rules.remember(rule, part_batch, memory or {}, **parameters)
+        part_weights = weigh(part_batch, memory) if weights is None else _take(weights, part, groups)
         weighted_loss(part_batch, part_weights, normaliser=normaliser).backward()
-    step = batch_of(whole, logps)
-    tokens = sum(size(group, policy.layout) for group in groups)
-    return step, weigh(step) if weights is None else weights, tokens
+        for at, i in enumerate(part):
+            tokens[i] = [one.detach() for one in live.tokens[at]]
+        if live.mean_log_p2 is not None:
+            mean_log_p2[part] = live.mean_log_p2.to(mean_log_p2.device)
+    step = batch_of(whole, Measured(tokens, mean_log_p2.to(policy.model.device) if squares else None))
+    ran = sum(size(group, policy.layout) for group in groups)
+    return Step(step, weigh(step, memory) if weights is None else weights, ran, dict(memory or {}))
 
 
 @torch.no_grad()
 def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
     """Summed log-probs, nats, float64, without gradients: (groups, completions of each)."""
     parts = plan(groups, policy.token_budget, policy.layout)
-    width = len(groups[0].completions)
-    logps = torch.zeros((len(groups), width), dtype=torch.float64, device=policy.model.device)
+    return _without_gradients(policy, groups, parts, False).logps
+
+
+@torch.no_grad()
+def _without_gradients(
+    policy: Policy, groups: Sequence[Group], parts: Sequence[Sequence[int]], squares: bool
+) -> Measured:
+    tokens: list[list[Tensor]] = [[] for _ in groups]
+    means: list[Tensor] = [torch.zeros(0)] * len(groups)
     for part in parts:
-        logps[part] = _summed(token_logps(policy.model, [groups[i] for i in part], policy.layout))
-    return logps
+        measured = _forward(policy, [groups[i] for i in part], squares)
+        for at, i in enumerate(part):
+            tokens[i] = measured.tokens[at]
+            means[i] = means[i] if measured.mean_log_p2 is None else measured.mean_log_p2[at]
+    return Measured(tokens, torch.stack(means) if squares else None)
 
 
-def batch(rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor | None) -> Pairs | Completions:
-    """The rows `picked` as a rule sees them; `logps` is (n, 2) of pairs, (n, 1) of completions."""
+def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured:
+    if not squares:
+        return Measured(_doubles(token_logps(policy.model, groups, policy.layout)))
+    logps, log_p2 = token_logps_and_squares(policy.model, groups, policy.layout)
+    means = torch.stack([torch.stack([one.double().mean() for one in group]) for group in log_p2])
+    return Measured(_doubles(logps), means.detach())
+
+
+def batch(
+    rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor | None, measured: Measured | None = None
+) -> Pairs | Completions:
+    """The rows `picked` as a rule sees them.
+
+    Args:
+        rows: what is known before the forward.
+        picked: which of them.
+        logps: (n, 2) of pairs, (n, 1) of completions.
+        mismatched: (n,), of another prompt's completion, where the rule wants it.
+        measured: of the same forward as `logps`, where the rule wants tokens or sums over the vocabulary.
+    """
     fields: dict[str, Tensor] = {
         name: torch.tensor([rows.columns[name][i] for i in picked], device=logps.device, dtype=dtype)
         for name, dtype in _FIELDS.items()
@@ -86,6 +151,10 @@ def batch(rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor |
     }
     lengths = [[len(completion) for completion in rows.groups[i].completions] for i in picked]
     n_tokens = torch.tensor(lengths, device=logps.device)
+    sides = ("chosen_", "rejected_") if logps.shape[1] == 2 else ("",)
+    for column, side in enumerate(sides):
+        if measured is not None:
+            fields |= _token_fields(rows, picked, measured, column, side, n_tokens[:, column])
     if logps.shape[1] == 2:
         return Pairs(
             policy_chosen_logps=logps[:, 0],
@@ -94,12 +163,32 @@ def batch(rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor |
             rejected_n_tokens=n_tokens[:, 1],
             **fields,
         )
+    if "prompt_id" in rows.columns:
+        numbers: dict[str, int] = {}
+        group = [numbers.setdefault(rows.columns["prompt_id"][i], len(numbers)) for i in picked]
+        fields["group"] = torch.tensor(group, device=logps.device)
     return Completions(
         policy_logps=logps[:, 0],
         n_tokens=n_tokens[:, 0],
         policy_mismatched_logps=mismatched,
         **fields,
     )
+
+
+def _token_fields(
+    rows: Rows, picked: Sequence[int], measured: Measured, column: int, side: str, n_tokens: Tensor
+) -> dict[str, Tensor]:
+    """The flat token values of one side, and its means over the vocabulary."""
+    live = torch.cat([row[column] for row in measured.tokens])
+    row = torch.arange(len(picked), device=live.device).repeat_interleave(n_tokens)
+    fields = {f"policy_{side}token_logps": live, f"{side}token_row": row}
+    for name in (f"ref_{side}token_logps", f"old_{side}token_logps"):
+        if name in rows.columns:
+            stored = [value for i in picked for value in rows.columns[name][i]]
+            fields[name] = torch.tensor(stored, dtype=torch.float64, device=live.device)
+    if measured.mean_log_p2 is not None and side:
+        fields[f"policy_{side}mean_log_p2"] = measured.mean_log_p2[:, column]
+    return fields
 
 
 _FIELDS: dict[str, torch.dtype] = {
@@ -112,19 +201,30 @@ _FIELDS: dict[str, torch.dtype] = {
     "ref_rejected_logps": torch.float64,
     "ref_logps": torch.float64,
     "ref_mismatched_logps": torch.float64,
+    "old_logps": torch.float64,
 }
 
 
-def _summed(logps: list[list[Tensor]]) -> Tensor:
-    # float64: a difference of two sums of hundreds of nats keeps its digits.
-    return torch.stack([torch.stack([one.double().sum() for one in group]) for group in logps])
+def _doubles(logps: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[one.double() for one in group] for group in logps]
 
 
-def _no_logps(rows: Rows, picked: Sequence[int], device: torch.device) -> Tensor:
-    return torch.zeros((len(picked), len(rows.groups[0].completions)), dtype=torch.float64, device=device)
+def _unmeasured(groups: Sequence[Group], device: torch.device) -> Measured:
+    """Zeros in the place of log-probs, for rules that read none."""
+    return Measured([[torch.zeros(1, dtype=torch.float64, device=device) for _ in g.completions] for g in groups])
 
 
-def _take(weights: Weights, at: list[int]) -> Weights:
+def _take(weights: Weights, at: list[int], groups: Sequence[Group]) -> Weights:
+    """The weights of some rows of a step, `groups` being all of them."""
     if isinstance(weights, PairWeights):
         return PairWeights(weights.chosen[at], weights.rejected[at])
+    if isinstance(weights, PairTokenWeights):
+        return PairTokenWeights(*(_take_tokens(side, at, groups, column) for column, side in enumerate(weights)))
+    if isinstance(weights, TokenWeights):
+        return TokenWeights(_take_tokens(weights.tokens, at, groups, 0))
     return weights[at]
+
+
+def _take_tokens(values: Tensor, at: list[int], groups: Sequence[Group], column: int) -> Tensor:
+    rows = values.split([len(group.completions[column]) for group in groups])
+    return torch.cat([rows[i] for i in at])

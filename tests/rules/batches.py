@@ -10,7 +10,10 @@ from torch import Tensor
 from rlhf_data import rules
 from rlhf_data.rules import Completions, Pairs
 
-LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "policy_logps")
+LOGPS = (
+    "policy_chosen_logps", "policy_rejected_logps", "policy_logps", "chosen_score", "rejected_score",
+    "policy_token_logps", "policy_chosen_token_logps", "policy_rejected_token_logps",
+)  # fmt: skip
 
 # Where a paper's formula leaves float64, as eˣ and 1/(1 − P) do, it is compared on this side of that only.
 NATS = {
@@ -18,8 +21,15 @@ NATS = {
     "fdpo_forward_kl": (-5, 0),
     "fdpo_js": (-300, 0),
     "orpo": (-800, -0.1),
-    **dict.fromkeys(("ppo", "ppo_dual_clip", "seed.ppo"), (-30, 0)),
+    "fdpo_alpha": (-5, 0),
+    "wpo": (-30, 0),
+    "unlikelihood": (-800, -0.1),
+    "unlikelihood_unpaired": (-800, -0.1),
+    **dict.fromkeys(("ppo", "ppo_old", "ppo_token", "ppo_dual_clip", "seed.ppo", "cispo"), (-30, 0)),
+    **dict.fromkeys(("grpo", "grpo_old", "grpo_token", "k3"), (-8, 0)),
 }
+# What a rule remembers, at a step that is not its first.
+REMEMBERED = {"bco": {"delta": 0.7, "seen": 3.0}, "beta_dpo_running": {"threshold": 0.4}}
 WHOLE_WEIGHTS = {"aot", "aot_unpaired"}
 
 
@@ -53,21 +63,52 @@ def drawn(draw, name: str, *, extreme: bool = False) -> Pairs | Completions:
         return uniform(max(low, high - scale), high)
 
     weight = whole(1, 3).double() if name in WHOLE_WEIGHTS else uniform(0.01, 100)
+    group = whole(0, 2)
+    if rules.keeps_groups(name):
+        weight = weight[group.clamp(max=n - 1)]  # the answers to a prompt count alike
+    lengths = (whole(1, 5), whole(1, 5)) if rules.weighs_tokens(name) else (whole(1, 500), whole(1, 500))
     paired = rules.table(name) == "paired"
     batch = (
-        Pairs(nats(), nats(), weight, nats(), nats(), uniform(0.5, 1), uniform(1e-6, 10), whole(1, 500), whole(1, 500))
+        Pairs(
+            nats(), nats(), weight, nats(), nats(), uniform(0.5, 1), uniform(1e-6, 10), *lengths,
+            uniform(-5, 0), uniform(-5, 0),
+        )
         if paired
         else Completions(
-            nats(), weight, whole(1, 500), whole(0, 1).bool(), whole(-40, 40).double() / 8, nats(), nats(), nats()
+            nats(), weight, lengths[0], whole(0, 1).bool(), whole(-40, 40).double() / 8, nats(), nats(), nats(),
+            nats(), group,
         )
-    )
-    return _made_strange(batch, strange)
+    )  # fmt: skip
+    if name == "rm":
+        batch = replaced(batch, chosen_score=uniform(-scale, scale), rejected_score=uniform(-scale, scale))
+    batch = _made_strange(batch, strange)
+    if not rules.weighs_tokens(name):
+        return batch
+
+    least = max(low, high - scale)
+    made = with_tokens(batch, lambda k: least + (high - least) * torch.rand(k, generator=random, dtype=torch.float64))
+    return _made_strange(made, strange) if strange == "policy is reference" else made
+
+
+def with_tokens(batch: Pairs | Completions, values) -> Pairs | Completions:
+    """The batch with token log-probs `values(n_tokens)`, whose sums the rows' log-probs become."""
+    fields = {}
+    for side in ("chosen_", "rejected_") if isinstance(batch, Pairs) else ("",):
+        counts = getattr(batch, f"{side}n_tokens")
+        row = torch.arange(len(counts)).repeat_interleave(counts)
+        fields[f"{side}token_row"] = row
+        for who in ("policy", "ref") if isinstance(batch, Pairs) else ("policy", "ref", "old"):
+            logps = values(len(row))
+            totals = f"{who}_{side}logps"
+            fields |= {f"{who}_{side}token_logps": logps, totals: torch.zeros(len(counts)).double()}
+            fields[totals] = fields[totals].index_add(0, row, logps)
+    return replaced(batch, **fields)
 
 
 def _made_strange(batch: Pairs | Completions, strange: str) -> Pairs | Completions:
     fields = {name: value for name, value in vars(batch).items() if value is not None}
     if strange == "policy is reference":
-        fields |= {f"ref_{k.removeprefix('policy_')}": v for k, v in fields.items() if k.startswith("policy_")}
+        fields |= {f"ref_{k.removeprefix('policy_')}": v for k, v in fields.items() if _is_measured(k)}
     if strange == "equal sides":
         fields |= {k.replace("chosen", "rejected"): v for k, v in fields.items() if "chosen" in k}
     if strange == "one token":
@@ -81,11 +122,16 @@ def _made_strange(batch: Pairs | Completions, strange: str) -> Pairs | Completio
     return type(batch)(**fields)
 
 
+def _is_measured(name: str) -> bool:
+    return name.startswith("policy_") and name.endswith("logps")
+
+
 _RANGES = {
     (): st.floats(-2, 2),
     ("> 0",): st.floats(0.05, 3),
     (">= 0",): st.floats(0.1, 3),
     ("> 1",): st.floats(1.1, 5),
+    (">= 0", "<= 1"): st.floats(0, 1),
     (">= 0", "< 0.5"): st.floats(0, 0.45),
     ("> 0", "< 0.5"): st.floats(0.001, 0.45),
 }
@@ -116,8 +162,11 @@ def rich(name: str) -> Pairs | Completions:
     policy, other = (-count * torch.rand(n, generator=random, dtype=torch.float64) - 0.2 for count in (lengths, others))
     # Whole and small: every distance of weights and every rank of margins is a different one.
     weight = tensor([1, 2, 1, 3, 1, 1, 2, 1])
+    group = torch.tensor([0, 1, 0, 1, 0, 1, 2, 0])
+    if rules.keeps_groups(name):
+        weight = tensor([1, 2, 3])[group]
     if rules.table(name) == "paired":
-        return Pairs(
+        pairs = Pairs(
             policy_chosen_logps=policy,
             policy_rejected_logps=other,
             weight=weight,
@@ -127,17 +176,29 @@ def rich(name: str) -> Pairs | Completions:
             margin=torch.linspace(0.1, 3, n, dtype=torch.float64),
             chosen_n_tokens=lengths,
             rejected_n_tokens=others,
+            policy_chosen_mean_log_p2=torch.linspace(-2, -0.1, n, dtype=torch.float64),
+            policy_rejected_mean_log_p2=torch.linspace(-0.1, -0.4, n, dtype=torch.float64),
         )
-    return Completions(
+        if name == "rm":
+            return replaced(pairs, chosen_score=noise(near_to_far), rejected_score=noise(near_to_far))
+        return _rich_tokens(pairs, random) if rules.weighs_tokens(name) else pairs
+    answers = Completions(
         policy_logps=policy,
         weight=weight,
         n_tokens=lengths,
         label=torch.arange(n) % 2 == 0,
         reward=tensor([1, -1, 0.5, -2, 2, -0.25, 3, 5]),
-        ref_logps=policy - tensor([0.1, -0.3, 3, 0.5, -3, 2.5, 0.01, -0.5]),
+        ref_logps=policy - tensor([0.1, -0.3, 3, 0.5, -3, 2.5, 0.01, 0.5]),
         policy_mismatched_logps=other,
         ref_mismatched_logps=other - noise(near_to_far) - 1,
+        old_logps=policy - tensor([-0.1, 0.3, 2, 0.05, -2, -1.5, 0.02, 0.1]),
+        group=group,
     )
+    return _rich_tokens(answers, random) if rules.weighs_tokens(name) else answers
+
+
+def _rich_tokens(batch: Pairs | Completions, random: torch.Generator) -> Pairs | Completions:
+    return with_tokens(batch, lambda k: -torch.rand(k, generator=random, dtype=torch.float64) * 1.5 - 0.01)
 
 
 def replaced(batch: Pairs | Completions, **fields: Tensor) -> Pairs | Completions:
@@ -145,4 +206,20 @@ def replaced(batch: Pairs | Completions, **fields: Tensor) -> Pairs | Completion
 
 
 def picked(batch: Pairs | Completions, rows: list[int]) -> Pairs | Completions:
-    return type(batch)(**{name: None if value is None else value[rows] for name, value in vars(batch).items()})
+    fields = {}
+    for name, value in vars(batch).items():
+        if value is None or "token_" not in name:
+            fields[name] = None if value is None else value[rows]
+            continue
+        side = next((s for s in ("chosen_", "rejected_") if s in name), "")
+        parts = by_row(value, getattr(batch, f"{side}token_row"), len(batch.weight))
+        if name.endswith("token_row"):
+            fields[name] = torch.cat([torch.full((len(parts[i]),), at) for at, i in enumerate(rows)])
+        else:
+            fields[name] = torch.cat([parts[i] for i in rows])
+    return type(batch)(**fields)
+
+
+def by_row(values: Tensor, row: Tensor, n: int) -> list[Tensor]:
+    """Token values of each row."""
+    return [values[row == i] for i in range(n)]

@@ -4,6 +4,8 @@ Written without looking at the weights: c and r are the policy's log-probs of ch
 reference's, n and m their lengths. Parameters come from outside, so that no default is written twice.
 """
 
+import statistics
+
 import torch
 from torch import Tensor, log, relu, sigmoid
 from torch.nn.functional import logsigmoid
@@ -11,9 +13,9 @@ from torch.nn.functional import logsigmoid
 from rlhf_data.rules import Completions, Pairs
 
 
-def published(name: str, batch: Pairs | Completions, parameters: dict) -> Tensor:
-    """The loss of each row, (n,)."""
-    return LOSSES[name](batch, **parameters)
+def published(name: str, batch: Pairs | Completions, parameters: dict, memory: dict | None = None) -> Tensor:
+    """The loss of each row, (n,); `memory` is what the rule remembers, once its step has changed it."""
+    return LOSSES[name](batch, **parameters, **(memory or {}))
 
 
 def sides(p: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,6 +156,25 @@ def fdpo_js(p, beta):
     return -logsigmoid(beta * (torch.log(2 * sigmoid(c - c0)) - torch.log(2 * sigmoid(r - r0))))
 
 
+def fdpo_alpha(p, beta, alpha):
+    c, r, c0, r0 = sides(p)
+    if alpha > 1 - 1e-6:
+        return -logsigmoid(beta * margin(p))
+    slope = [(torch.exp((alpha - 1) * x) - 1) / (alpha - 1) for x in (c - c0, r - r0)]
+    return -logsigmoid(beta * (slope[0] - slope[1]))
+
+
+def wpo(p, beta, clamp):
+    chosen = p.policy_chosen_logps / p.chosen_n_tokens - p.policy_chosen_mean_log_p2
+    rejected = p.policy_rejected_logps / p.rejected_n_tokens - p.policy_rejected_mean_log_p2
+    weight = (torch.exp(chosen) * torch.exp(rejected)).detach()
+    return -(weight.clamp(max=1) if clamp == "product" else weight) * logsigmoid(beta * margin(p))
+
+
+def rm(p, margin, centre):
+    return -logsigmoid(p.chosen_score - p.rejected_score - margin) + centre * (p.chosen_score + p.rejected_score) ** 2
+
+
 # Without a reference.
 
 
@@ -166,6 +187,18 @@ def cpo(p, beta, sft_weight, reduction):
     c, r, *_ = sides(p)
     imitation = nll(p.policy_chosen_logps, p.chosen_n_tokens, p.weight, reduction)
     return -logsigmoid(beta * c - beta * r) + sft_weight * imitation
+
+
+def cpo_hinge(p, beta, sft_weight, reduction):
+    c, r, *_ = sides(p)
+    imitation = nll(c, p.chosen_n_tokens, p.weight, reduction)
+    return relu(1 - (beta * c - beta * r)) + sft_weight * imitation
+
+
+def cpo_ipo(p, tau, sft_weight, reduction):
+    c, r, *_ = sides(p)
+    gap = c / p.chosen_n_tokens - r / p.rejected_n_tokens
+    return (gap - 1 / (2 * tau)) ** 2 + sft_weight * nll(c, p.chosen_n_tokens, p.weight, reduction)
 
 
 def orpo(p, ratio_weight):
@@ -217,6 +250,10 @@ def aot_unpaired(p, beta):
 def beta_dpo(p, beta, sensitivity, threshold):
     now = beta * (1 + sensitivity * (mean(beta * margin(p), p.weight).detach() - threshold))
     return -logsigmoid(max(float(now), 0.001) * margin(p))
+
+
+def beta_dpo_running(p, beta, sensitivity, momentum, threshold):
+    return beta_dpo(p, beta, sensitivity, threshold)
 
 
 # Completions.
@@ -271,6 +308,24 @@ def apa(b, temperature):
     return (b.policy_logps - b.reward / temperature - b.ref_logps) ** 2
 
 
+def cispo(b, clip_low, clip_high):
+    ratio = torch.exp(b.policy_logps - b.ref_logps).detach()
+    return -torch.clip(ratio, 1 - clip_low, 1 + clip_high) * b.reward * b.policy_logps
+
+
+def k3(b, coefficient):
+    return coefficient * (torch.expm1(b.ref_logps - b.policy_logps) - (b.ref_logps - b.policy_logps))
+
+
+def sppo(b, beta):
+    return (b.policy_logps - b.ref_logps - (b.reward - 0.5) / beta) ** 2
+
+
+def bco(b, beta, desirable_weight, undesirable_weight, delta, seen):
+    reward = beta * (b.policy_logps - b.ref_logps) - delta
+    return torch.where(b.label, -desirable_weight * logsigmoid(reward), -undesirable_weight * logsigmoid(-reward))
+
+
 def kto(b, beta, desirable_weight, undesirable_weight):
     reward = b.policy_logps - b.ref_logps
     kl = relu(mean(b.policy_mismatched_logps - b.ref_mismatched_logps, b.weight)).detach()
@@ -286,6 +341,153 @@ def apo_zero_unpaired(b, beta, desirable_weight, undesirable_weight):
     return torch.where(b.label, desirable_weight * (1 - sigmoid(reward)), undesirable_weight * sigmoid(reward))
 
 
+# Token by token: loops over rows, so that nothing is shared with the flat form.
+
+
+def rows_of(values: Tensor, row: Tensor, n: int) -> list[Tensor]:
+    return [values[row == i] for i in range(n)]
+
+
+def tokens_of(b, *names: str) -> list[tuple[Tensor, ...]]:
+    """The token values of each row, one tuple a row."""
+    side = next((s for s in ("chosen_", "rejected_") if s in names[0]), "")
+    row = getattr(b, f"{side}token_row")
+    return list(zip(*(rows_of(getattr(b, name), row, len(b.weight)) for name in names), strict=True))
+
+
+def log_complement(logps: Tensor) -> Tensor:
+    return torch.log(-torch.special.expm1(logps))
+
+
+def share(b, reduction: str) -> list[float]:
+    """What a row's summed loss is multiplied by."""
+    mean_length = float((b.weight * b.n_tokens).sum() / b.weight.sum())
+    return [{"sum": 1.0, "row_mean": 1 / int(n), "token_mean": 1 / mean_length}[reduction] for n in b.n_tokens]
+
+
+def unlikelihood(p, coefficient):
+    chosen = [-lp.sum() for (lp,) in tokens_of(p, "policy_chosen_token_logps")]
+    rejected = [log_complement(lp).sum() for (lp,) in tokens_of(p, "policy_rejected_token_logps")]
+    return torch.stack([c - coefficient * r for c, r in zip(chosen, rejected, strict=True)])
+
+
+def unlikelihood_unpaired(b, coefficient):
+    tokens = tokens_of(b, "policy_token_logps")
+    return torch.stack(
+        [
+            -lp.sum() if good else -coefficient * log_complement(lp).sum()
+            for (lp,), good in zip(tokens, b.label, strict=True)
+        ]
+    )
+
+
+def dft(b, reduction):
+    tokens = zip(tokens_of(b, "policy_token_logps"), share(b, reduction), strict=True)
+    return torch.stack([-k * (lp.exp().detach() * lp).sum() for (lp,), k in tokens])
+
+
+def ppo_token(b, clip_low, clip_high, reduction):
+    tokens = zip(tokens_of(b, "policy_token_logps", "old_token_logps"), b.reward, share(b, reduction), strict=True)
+    return torch.stack([k * clipped_tokens(lp - old, a, clip_low, clip_high).sum() for (lp, old), a, k in tokens])
+
+
+def clipped_tokens(log_ratio, advantage, low, high):
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, torch.clip(ratio, 1 - low, 1 + high) * advantage)
+
+
+def apa_token(b, temperature, reduction):
+    tokens = zip(tokens_of(b, "policy_token_logps", "old_token_logps"), b.reward, share(b, reduction), strict=True)
+    return torch.stack([k * ((lp - old - a / temperature) ** 2).sum() for (lp, old), a, k in tokens])
+
+
+def ld_dpo(p, beta, alpha):
+    losses = []
+    for (c, c0), (r, r0) in zip(
+        tokens_of(p, "policy_chosen_token_logps", "ref_chosen_token_logps"),
+        tokens_of(p, "policy_rejected_token_logps", "ref_rejected_token_logps"),
+        strict=True,
+    ):
+        n = min(len(c), len(r))
+        logp = [x[:n].sum() + alpha * x[n:].sum() for x in (c, r, c0, r0)]
+        losses.append(-logsigmoid(beta * ((logp[0] - logp[2]) - (logp[1] - logp[3]))))
+    return torch.stack(losses)
+
+
+# Over the answers to one prompt: loops over groups; an answer of weight 0 is not there.
+
+
+def others(b, i: int, *, itself: bool) -> list[int]:
+    rows = range(len(b.weight))
+    return [j for j in rows if b.group[j] == b.group[i] and b.weight[j] > 0 and (itself or j != i)]
+
+
+def rloo(b):
+    losses = []
+    for i, logp in enumerate(b.policy_logps):
+        rest = [float(b.reward[j]) for j in others(b, i, itself=False)]
+        losses.append(-(float(b.reward[i]) - sum(rest) / len(rest) if rest else 0.0) * logp)
+    return torch.stack(losses)
+
+
+def best_share(b, i: int) -> float:
+    rewards = [float(b.reward[j]) for j in others(b, i, itself=True)]
+    first = rewards and float(b.reward[i]) == max(rewards) and b.weight[i] > 0
+    return 1 / rewards.count(max(rewards)) if first else 0.0
+
+
+def raft(b):
+    return torch.stack([-best_share(b, i) * logp for i, logp in enumerate(b.policy_logps)])
+
+
+def rrhf_group(b, length_power, rank_weight, reduction):
+    score = b.policy_logps / b.n_tokens.double() ** length_power
+    losses = []
+    for i, logp in enumerate(b.policy_logps):
+        worse = [j for j in others(b, i, itself=False) if b.reward[j] < b.reward[i] and b.weight[i] > 0]
+        ranked = sum((relu(score[j] - score[i]) for j in worse), torch.zeros((), dtype=logp.dtype))
+        imitated = best_share(b, i) * logp / {"sum": 1, "row_mean": int(b.n_tokens[i])}[reduction]
+        losses.append(rank_weight * ranked - imitated)
+    return torch.stack(losses)
+
+
+def advantage_of(b, i: int, spread: str, epsilon: float, single: str) -> float:
+    rewards = [float(b.reward[j]) for j in others(b, i, itself=True)]
+    if len(rewards) < 2:
+        return float(b.reward[i]) if single == "reward" else 0.0
+    centred = float(b.reward[i]) - statistics.fmean(rewards)
+    if spread == "none":
+        return centred
+    deviation = statistics.stdev(rewards) if spread == "sample" else statistics.pstdev(rewards)
+    return centred / (deviation + epsilon)
+
+
+def grpo_with(b, log_ratio, kl_ratio, values):
+    shares = share(b, values["reduction"])
+    losses = []
+    for i, k in enumerate(shares):
+        a = advantage_of(b, i, values["spread"], values["epsilon"], values["single"])
+        clipped = clipped_tokens(
+            log_ratio[i], torch.tensor(a, dtype=torch.float64), values["clip_low"], values["clip_high"]
+        )
+        divergence = torch.expm1(-kl_ratio[i]) + kl_ratio[i]
+        losses.append(k * (clipped + values["kl_weight"] * divergence).sum())
+    return torch.stack(losses)
+
+
+def grpo(b, **values):
+    return grpo_with(b, b.policy_logps - b.ref_logps, b.policy_logps - b.ref_logps, values)
+
+
+def grpo_old(b, **values):
+    return grpo_with(b, b.policy_logps - b.old_logps, b.policy_logps - b.ref_logps, values)
+
+
+def grpo_token(b, **values):
+    tokens = tokens_of(b, "policy_token_logps", "old_token_logps", "ref_token_logps")
+    return grpo_with(b, [lp - old for lp, old, _ in tokens], [lp - ref for lp, _, ref in tokens], values)
+
+
 # The page "Unifying RLHF Objectives", which gives gradients: each loss is the page's weight, integrated.
 
 
@@ -295,8 +497,8 @@ def seed_ppo(b, clip):
 
 
 def seed_kto(b):
-    s = sigmoid(b.reward - mean(b.policy_logps - b.ref_logps, b.weight))
-    return -(s - s**2).detach() * b.policy_logps
+    x = b.reward - mean(b.policy_logps - b.ref_logps, b.weight)
+    return -(sigmoid(x) * sigmoid(-x)).detach() * b.policy_logps
 
 
 def seed_rrhf(p, beta):
@@ -304,7 +506,16 @@ def seed_rrhf(p, beta):
     return -c + relu(log(torch.tensor(beta, dtype=c.dtype)) - (c - r))
 
 
+def against_old(b: Completions) -> Completions:
+    return Completions(**(vars(b) | {"ref_logps": b.old_logps}))
+
+
 LOSSES = {
+    **{f.__name__: f for f in (fdpo_alpha, wpo, rm, cpo_hinge, cpo_ipo, beta_dpo_running, cispo, k3, sppo, bco)},
+    **{f.__name__: f for f in (unlikelihood, unlikelihood_unpaired, dft, ppo_token, apa_token, ld_dpo)},
+    **{f.__name__: f for f in (rloo, raft, rrhf_group, grpo, grpo_old, grpo_token)},
+    "ppo_old": lambda b, **values: ppo(against_old(b), **values),
+    "apa_old": lambda b, **values: apa(against_old(b), **values),
     "dpo": dpo,
     "cdpo": cdpo,
     "robust_dpo": robust_dpo,

@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from importlib import import_module
+from typing import get_args
 
 import pytest
 import torch
@@ -14,16 +15,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_data import rules
-from rlhf_data.rules import Completions, Pairs, PairWeights
+from rlhf_data.rules import Completions, Pairs, PairTokenWeights, TokenWeights
 from rlhf_data.training.loss import weighted_loss
-from tests.rules.batches import LOGPS, WHOLE_WEIGHTS, drawn, hyperparameters, picked, replaced, rich, tensor
+from tests.rules.batches import (
+    LOGPS,
+    REMEMBERED,
+    WHOLE_WEIGHTS,
+    by_row,
+    drawn,
+    hyperparameters,
+    picked,
+    replaced,
+    rich,
+    tensor,
+)
 from tests.rules.losses import LOSSES, published
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 AVERAGING = [name for name in rules.RULES if rules.averages_over_batch(name)]
 # Losses that are squares of nats: where the target is hit, what is left of thousands of nats is their rounding.
-SQUARES = {"ipo", "ipo_avg", "rpo_sq", "rpo_fwd_kl", "sppo_hard", "apa", "seed.apa", "exo", "reinforce"}
+SQUARES = {
+    "ipo", "ipo_avg", "cpo_ipo", "rpo_sq", "rpo_fwd_kl", "sppo_hard", "sppo", "apa", "apa_old", "apa_token", "seed.apa",
+    "exo", "rm", "k3", "grpo", "grpo_old", "grpo_token", "rloo", "reinforce",
+}  # fmt: skip
+# A group's mean and best count each answer once, whatever it weighs.
+GROUPED = [name for name in rules.RULES if rules.keeps_groups(name)]
 
 
 def atol(name: str) -> float:
@@ -48,8 +65,10 @@ def both_gradients(name: str, batch: Pairs | Completions, values: dict, change=l
     """(ours, the published loss's) for each side; `change` falsifies our weights."""
     live, leaves = with_graph(batch)
     total = float(batch.weight.sum())
-    ours = gradients(weighted_loss(live, change(rules.rule(name, **values)(live)), normaliser=total), leaves)
-    theirs = gradients((batch.weight * published(name, live, values)).sum() / total, leaves)
+    remembered = REMEMBERED.get(name)
+    weights = change(rules.rule(name, **values)(live, remembered))
+    ours = gradients(weighted_loss(live, weights, normaliser=total), leaves)
+    theirs = gradients((batch.weight * published(name, live, values, remembered)).sum() / total, leaves)
     return list(zip(ours, theirs, strict=True))
 
 
@@ -59,6 +78,17 @@ def flat(weights) -> Tensor:
 
 def parts(weights) -> list[Tensor]:
     return list(weights) if isinstance(weights, tuple) else [weights]
+
+
+def each_row(weights, batch: Pairs | Completions) -> list[list[Tensor]]:
+    """The weights of each row, a list for each side."""
+    n = len(batch.weight)
+    if isinstance(weights, TokenWeights):
+        return [by_row(weights.tokens, batch.token_row, n)]
+    if isinstance(weights, PairTokenWeights):
+        rows = (batch.chosen_token_row, batch.rejected_token_row)
+        return [by_row(side, row, n) for side, row in zip(weights, rows, strict=True)]
+    return [[side[i : i + 1] for i in range(n)] for side in parts(weights)]
 
 
 def has_no_ties(name: str, batch: Pairs | Completions) -> bool:
@@ -78,8 +108,9 @@ def test_the_gradient_of_weighted_loss_and_the_reported_loss_are_the_published_o
     assume(has_no_ties(name, batch))
     for mine, other in both_gradients(name, batch, values):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=atol(name))
-    reported = rules.loss(name, **values)(batch)
-    torch.testing.assert_close(reported, published(name, batch, values), rtol=1e-9, atol=atol(name))
+    reported = rules.loss(name, **values)(batch, REMEMBERED.get(name))
+    expected = published(name, batch, values, REMEMBERED.get(name))
+    torch.testing.assert_close(reported, expected, rtol=1e-9, atol=atol(name))
 
 
 MUTANTS = {
@@ -94,7 +125,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", rules.RULES)
 def test_a_wrong_weight_would_be_seen(name):
     batch, values = rich(name), rules.parameters(name)
-    right = rules.rule(name, **values)(batch)
+    right = rules.rule(name, **values)(batch, REMEMBERED.get(name))
     for mine, other in both_gradients(name, batch, values):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-14)
     caught = set()
@@ -103,7 +134,7 @@ def test_a_wrong_weight_would_be_seen(name):
 
             def falsify(weights, change=change, side=side):
                 changed = [change(w) if i == side else w for i, w in enumerate(parts(weights))]
-                return PairWeights(*changed) if isinstance(weights, PairWeights) else changed[0]
+                return type(weights)(*changed) if isinstance(weights, tuple) else changed[0]
 
             if torch.equal(flat(falsify(right)), flat(right)):
                 continue  # as all weights are equal, or the last one is 0
@@ -116,9 +147,17 @@ def test_a_wrong_weight_would_be_seen(name):
 @pytest.mark.parametrize("name", rules.RULES)
 def test_every_hyperparameter_matters(name):
     defaults, batch = rules.parameters(name), rich(name)
+    spaces = {p.name: get_args(p.annotation) for p in inspect.signature(rules.RULES[name]).parameters.values()}
+
+    def weigh(**values) -> Tensor:
+        # Two equal steps: what the first left in memory shows in the second.
+        memory = rules.remember(name, batch, rules.memory(name), **values)
+        memory = rules.remember(name, batch, memory, **values)
+        return flat(rules.rule(name, **values)(batch, memory))
+
     for key, value in defaults.items():
         others = (
-            ["sum", "row_mean"]
+            list(spaces[key])
             if isinstance(value, str)
             else [0.499, 1.0]
             if key == "threshold"
@@ -127,10 +166,10 @@ def test_every_hyperparameter_matters(name):
         weights = []
         for other in others:
             try:
-                weights.append(flat(rules.rule(name, **{key: other})(batch)))
+                weights.append(weigh(**{key: other}))
             except ValueError:
                 continue  # out of range
-        assert any(not torch.equal(w, flat(rules.rule(name)(batch))) for w in weights), key
+        assert any(not torch.equal(w, weigh()) for w in weights), key
 
 
 @pytest.mark.parametrize("name", rules.RULES)
@@ -148,7 +187,7 @@ def test_weights_and_losses_are_finite_at_gaps_of_thousands_of_nats(name, data):
 @pytest.mark.parametrize("name", rules.RULES)
 def test_weights_and_losses_are_finite_where_everything_is_zero(name):
     batch = rich(name)
-    given = {k: v for k, v in vars(batch).items() if v is not None and k != "weight"}
+    given = {k: v for k, v in vars(batch).items() if v is not None and k != "weight" and not k.endswith("token_row")}
     zeros = {k: torch.ones_like(v) if "n_tokens" in k else torch.zeros_like(v) for k, v in given.items()}
     for zero in (replaced(batch, **zeros), replaced(batch, **zeros, weight=batch.weight * 0)):
         assert flat(rules.rule(name)(zero)).isfinite().all()
@@ -165,39 +204,49 @@ def test_weights_follow_the_order_of_the_batch(name, data):
     got = rules.rule(name)(picked(batch, order))
     # A sum over rows rounds by their order; a row's own weight does not.
     tolerance = {"rtol": 1e-9, "atol": 1e-10} if name in AVERAGING else {"rtol": 0, "atol": 0}
-    for mine, whole in zip(parts(got), parts(expected), strict=True):
-        torch.testing.assert_close(mine, whole[order], **tolerance)
+    for mine, whole in zip(each_row(got, picked(batch, order)), each_row(expected, batch), strict=True):
+        torch.testing.assert_close(torch.cat(mine), torch.cat([whole[i] for i in order]), **tolerance)
 
 
 @pytest.mark.parametrize("name", [name for name in rules.RULES if name not in AVERAGING])
 def test_a_rule_that_does_not_average_over_its_batch_weighs_each_row_alone(name):
     batch = rich(name)
-    together = parts(rules.rule(name)(batch))
+    together = each_row(rules.rule(name)(batch), batch)
     for i in range(len(batch.weight)):
         for mine, whole in zip(parts(rules.rule(name)(picked(batch, [i]))), together, strict=True):
-            torch.testing.assert_close(mine, whole[i : i + 1], rtol=1e-14, atol=0)
+            torch.testing.assert_close(mine, whole[i], rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", AVERAGING)
 def test_a_rule_that_averages_over_its_batch_does(name):
-    values = {"reduction": "token_mean"} if "reduction" in rules.parameters(name) else {}
-    batch = rich(name)
-    together, alone = rules.rule(name, **values)(batch), rules.rule(name, **values)(picked(batch, [0, 3, 6]))
-    assert any(not torch.allclose(w[[0, 3, 6]], v) for w, v in zip(parts(together), parts(alone), strict=True))
+    means = rules.parameters(name).get("reduction") and name != "rrhf_group"
+    values = {"reduction": "token_mean"} if means else {}
+    batch, few = rich(name), [0, 3, 6]
+
+    def weigh(batch) -> list[list[Tensor]]:
+        memory = rules.remember(name, batch, rules.memory(name), **values)
+        return each_row(rules.rule(name, **values)(batch, memory), batch)
+
+    sides = zip(weigh(batch), weigh(picked(batch, few)), strict=True)
+    assert any(not torch.allclose(torch.cat([w[i] for i in few]), torch.cat(v)) for w, v in sides)
 
 
 @pytest.mark.parametrize("name", rules.RULES)
 def test_a_rule_is_static_exactly_where_the_policy_changes_nothing(name):
     batch = rich(name)
     shift = torch.linspace(-9, 9, len(batch.weight), dtype=torch.float64)
-    fields = {k: v + shift for k, v in vars(batch).items() if k.startswith("policy_") and v is not None}
+    fields = {
+        k: v + (torch.linspace(-9, 9, len(v), dtype=torch.float64) if "token" in k else shift)
+        for k, v in vars(batch).items()
+        if (k.startswith("policy_") or k == "chosen_score") and v is not None
+    }
     if isinstance(batch, Pairs):
         fields["policy_rejected_logps"] = batch.policy_rejected_logps - shift
     before, after = flat(rules.rule(name)(batch)), flat(rules.rule(name)(replaced(batch, **fields)))
     assert torch.equal(before, after) is rules.is_static(name)
 
 
-@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("name", [name for name in rules.RULES if name not in GROUPED])
 @settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(name, data):
@@ -208,21 +257,60 @@ def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(n
     twice = picked(repeated, [*range(n), 0])
     weighted = replaced(batch, weight=torch.cat([whole[:1] * 2, whole[1:]]))
     zeroed = replaced(twice, weight=torch.cat([whole, whole[:1] * 0]))
-    assert_same_gradient(name, twice, weighted, fold=n)
-    assert_same_gradient(name, zeroed, repeated, fold=n)
+    assert_same_gradient(name, twice, weighted)
+    assert_same_gradient(name, zeroed, repeated)
 
 
-def assert_same_gradient(name, longer, shorter, *, fold: int) -> None:
+def assert_same_gradient(name, longer, shorter) -> None:
     """Gradients of `longer`, its last row's added to its first's, are those of `shorter`."""
-    long_batch, long_leaves = with_graph(longer)
-    short_batch, short_leaves = with_graph(shorter)
-    total = float(longer.weight.sum())
-    long = gradients(weighted_loss(long_batch, rules.rule(name)(long_batch), normaliser=total), long_leaves)
-    short = gradients(weighted_loss(short_batch, rules.rule(name)(short_batch), normaliser=total), short_leaves)
+    long, short = gradients_of(name, longer, longer), gradients_of(name, shorter, longer)
     for mine, other in zip(long, short, strict=True):
-        folded = mine[:fold].clone()
-        folded[0] += mine[fold]
+        folded, again = mine[: len(other)].clone(), mine[len(other) :]
+        folded[: len(again)] += again
         torch.testing.assert_close(folded, other, rtol=1e-9, atol=1e-10 if name in AVERAGING else 1e-18)
+
+
+def gradients_of(name, batch, normalised_as) -> list[Tensor]:
+    live, leaves = with_graph(batch)
+    memory = rules.remember(name, live, rules.memory(name))
+    weights = rules.rule(name)(live, memory)
+    return gradients(weighted_loss(live, weights, normaliser=float(normalised_as.weight.sum())), leaves)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_an_answer_of_weight_zero_is_in_no_group_and_a_prompt_of_weight_two_counts_as_two(name, data):
+    batch = data.draw(drawn(name))
+    n = len(batch.weight)
+    ones = torch.ones(n, dtype=torch.float64)
+    first = batch.group == batch.group[0]
+    other_prompt = replaced(batch, group=torch.where(first, 7, batch.group))
+    doubled = replaced(batch, weight=ones + first)
+    again = [i for i in range(n) if first[i]]
+    twice = picked(replaced(batch, weight=ones), [*range(n), *again])
+    as_another = replaced(twice, group=torch.cat([other_prompt.group, batch.group[again]]))
+    for mine, other in zip(gradients_of(name, doubled, doubled), gradients_of(name, as_another, doubled), strict=True):
+        torch.testing.assert_close(mine.sum(), other.sum(), rtol=1e-9, atol=1e-9)
+    absent = [i for i in range(n) if i != 0]
+    if absent:
+        zeroed = replaced(batch, weight=torch.cat([ones[:1] * 0, ones[1:]]))
+        left = picked(replaced(batch, weight=ones), absent)
+        for mine, other in zip(gradients_of(name, zeroed, left), gradients_of(name, left, left), strict=True):
+            torch.testing.assert_close(mine[len(mine) - len(other) :], other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_a_row_weight_multiplies_every_side_of_a_rule_alike(name):
+    batch = rich(name)
+    live, leaves = with_graph(batch)
+    weights = rules.rule(name)(live)
+    one = gradients(weighted_loss(live, weights, normaliser=1.0), leaves)
+    tripled, more = with_graph(replaced(batch, weight=batch.weight * 3))
+    three = gradients(weighted_loss(tripled, weights, normaliser=1.0), more)
+    for mine, other in zip(three, one, strict=True):
+        torch.testing.assert_close(mine, other * 3, rtol=1e-12, atol=0)
+    assert sum(bool(leaf.abs().max() > 0) for leaf in one) == len(parts(weights))
 
 
 def test_sft_means_what_its_reduction_says():

@@ -101,7 +101,7 @@ WRONG = [
     case("a path for publish", "{to: snapshots/demo}", "snapshots/demo", 13, "publish: must be a mapping"),
     score("no token", "{model: model, max_length: 0}", ".max_length: must be greater than or equal to 1"),
     train("a word for a rate", "{rule: dpo, model: model, learning_rate: fast}", "train.learning_rate: must be a number, not 'fast'"),
-    train("a formula", "{rule: {chosen: x}, model: model}", "train.rule: must be text"),
+    train("a rule that is a list", "{rule: [dpo], model: model}", "train.rule: must be a rule's name, module:function, formulas, or a sum"),
     # sections
     case("no name", "name: demo\n", "", 1, "name: missing; add it"),
     case("no shape", "shape: {to: paired, pairing: all}\n", "", 1, "shape: missing; add it (a section that says to: paired or to: unpaired)"),
@@ -128,9 +128,23 @@ WRONG = [
     source("a policy as source", "{generate: {n: 4}}", f".generate: {LATER}"),
     source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
     source("a spreadsheet", "{path: raw/r.jsonl, format: xlsx}", ".format: 'xlsx' is not supported yet"),
-    case("bradley_terry", "by: rating", "by: bradley_terry", 8, "rate.by: 'bradley_terry' is not supported yet; use one of rating"),
     case("reward_model", "by: rating", "by: reward_model", 8, "rate.by: 'reward_model' is not supported yet"),
-    case("dawid_skene", "by: rating", "votes: dawid_skene", 8, "rate.votes: 'dawid_skene' is not supported yet"),
+    # words of some ways of rating only
+    case("covariates of ratings", "by: rating", "by: rating, covariates: [length]", 8, "rate: covariates means something by: bradley_terry only, and rate is by rating"),
+    case("elo by Bradley–Terry", "by: rating, scale: [1, 5]", "by: bradley_terry, elo: {k: 4}", 8, "rate: elo means something by: elo only, and rate is by bradley_terry"),
+    case("scale by elo", "by: rating", "by: elo", 8, "rate: scale is of ratings, and rate is by elo"),
+    case("an unknown covariate", "by: rating, scale: [1, 5]", "by: bradley_terry, covariates: [lenght]", 8, "rate.covariates[0]: unknown 'lenght'"),
+    case("a covariate twice", "by: rating, scale: [1, 5]", "by: bradley_terry, covariates: [length, length]", 8, "rate: covariates names one of them twice"),
+    case("an unknown prior", "by: rating, scale: [1, 5]", "by: bradley_terry, prior: flat", 8, "rate.prior: unknown 'flat'; write none"),
+    case("a prior of nothing", "by: rating, scale: [1, 5]", "by: bradley_terry, prior: {strength: 0}", 8, "rate.prior"),
+    case("a base of one", "by: rating, scale: [1, 5]", "by: elo, elo: {base: 1}", 8, "rate.elo.base"),
+    case("per without normalize", "by: rating", "by: rating, per: source", 8, "rate: per says for whom ratings are normalized"),
+    case("a number and normalize", "by: rating", "by: aspects, aspects: {a: 1}, normalize: rank, missing: 3", 8, "rate: a number for missing is in the source's units"),
+    case("missing: skip", "by: rating", "by: aspects, aspects: {a: 1}, missing: skip", 8, "rate.missing: unknown 'skip'"),
+    case("a verifier alone", "by: rating, scale: [1, 5]", "verifier: math:fsum", 8, "rate: by: verifier and verifier: module:function belong together"),
+    case("no verifier", "by: rating, scale: [1, 5]", "by: verifier", 8, "rate: by: verifier and verifier: module:function belong together"),
+    case("a verifier that is not there", "by: rating, scale: [1, 5]", "by: verifier, verifier: nosuchmodule:f", 8, "rate.verifier: no module nosuchmodule can be imported"),
+    case("prompt_cluster", "test: 0.2", "test: 0.2, by: prompt_cluster", 9, "split.by: 'prompt_cluster' is not supported yet"),
     case("max_pairs_per_prompt", "pairing: all", "pairing: all, max_pairs_per_prompt: 0", 10, "shape.max_pairs_per_prompt: must be greater than or equal to 1"),
     case("share of an unknown source", "{weight: {row: margin}}", "{share: {a: 0.5, b: 0.5}}", 11, "weigh.share.b: no source of this name"),
     case("share of nothing", "{weight: {row: margin}}", "{share: {a: 0.0}}", 11, "weigh: share leaves every source out"),
@@ -142,7 +156,6 @@ WRONG = [
     case("a table of weights that is not there", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: pair_id}}}", 11, "weigh.weight.table.path: no file w.csv"),
     case("a key of the other table", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: completion_id}}}", 11, "weigh.weight.table.key: the paired table has no completion_id"),
     case("label_balance of pairs", "rows: [1, null]", "label_balance: [0.3, null]", 12, "expect.label_balance: the paired table has no label"),
-    case("retain", "snapshots/demo}", "snapshots/demo, retain: 20}", 13, f"publish.retain: {LATER}"),
     score("references", "{model: model, references: {}}", f".references: {LATER}"),
     train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
     train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),
@@ -230,6 +243,21 @@ WRONG = [
     train("a parameter out of range", "{rule: dpo, model: model, beta: 0}", "train.beta: dpo: beta is 0: it must be a finite number > 0"),
     train("a parameter that is no number", "{rule: dpo, model: model, beta: .nan}", "train.beta: dpo: beta is nan"),
     train("a probability that is none", "{rule: cdpo, model: model, label_smoothing: 0.6}", "train.label_smoothing: cdpo: label_smoothing is 0.6: it must be a finite number >= 0 and < 0.5"),
+    train("half a formula", "{rule: {chosen: D}, model: model}", "train.rule: the formula of rejected is missing: a rule over pairs has chosen and rejected"),
+    train("a formula with a slip", "{rule: {chosen: beta * sigmoid(-beta * log_ratio_margn), rejected: beta, beta: 0.1}, model: model}", "train.rule: chosen: unknown symbol 'log_ratio_margn': did you mean 'log_ratio_margin'?"),
+    train("a formula of completions for pairs", "{rule: {completion: R}, model: model}", "train.rule: completion = R trains on the unpaired table, and shape makes it paired"),
+    train("a parameter that a formula does not have", "{rule: {chosen: 2 * k, rejected: k, k: 1}, model: model, beta: 1}", "train.beta: neither a key of train nor a parameter of chosen = 2 * k; rejected = k"),
+    train("a sum of nothing", "{rule: {sum: []}, model: model}", "train.rule: a sum is a list of terms"),
+    train("a term without a rule", "{rule: {sum: [dpo]}, model: model}", "train.rule: term 0 of the sum is 'dpo': write {rule: NAME"),
+    train("a term that pairs cannot serve", "{rule: {sum: [{rule: dpo}, {rule: kto}]}, model: model}", "train.rule: kto cannot act on the chosen answers of pairs: they have no mismatched_log_ratio, label"),
+    train("a term that remembers", "{rule: {sum: [{rule: dpo}, {rule: beta_dpo_running}]}, model: model}", "train.rule: beta_dpo_running remembers between steps, and a sum cannot"),
+    train("a term's parameter", "{rule: {sum: [{rule: dpo, beta: -1}]}, model: model}", "train.rule: dpo: beta is -1: it must be a finite number > 0"),
+    train("a function of no module", "{rule: 'no_such:rule', model: model}", "train.rule: no rule no_such:rule: name an importable function as module:function"),
+    train("a function that says nothing", "{rule: 'tests.rules.own_rules:silent', model: model}", "train.rule: tests.rules.own_rules:silent does not say what it returns"),
+    train("a function of what no batch has", "{rule: 'tests.rules.own_rules:lost', model: model}", "train.rule: tests.rules.own_rules:lost names advantage, which is no quantity of the unpaired table"),
+    train("a function without a default", "{rule: 'tests.rules.own_rules:demanding', model: model}", "train.rule: tests.rules.own_rules:demanding: the hyperparameter scale has no default"),
+    train("token references that no snapshot holds", "{rule: ld_dpo, model: model}", "train.rule: ld_dpo needs ref_chosen_token_logps, ref_rejected_token_logps, which a snapshot of shape paired does not hold"),
+    train("a reward head", "{rule: rm, model: model}", "train.rule: rm needs chosen_score, rejected_score, which a snapshot of shape paired does not hold; it is the score of a reward head"),
     train("a rule of rewards for the paired table", "{rule: ppo, model: model}", "train.rule: ppo trains on the unpaired table"),
     case("gaps of rewards of pairs as given", "pairing: all", "pairing: as_given", 15, "train.rule: odpo needs margin, which pairs have that are made from ratings; as_given has none", SCORED.replace("rule: dpo", "rule: odpo")),
     case("ties for a rule that ignores preference", "pairing: all", "pairing: all, ties: soft", 10, "shape.ties: simpo does not read `preference`", SCORED.replace("rule: dpo", "rule: simpo")),
@@ -284,7 +312,8 @@ def test_a_mistake_is_named_in_its_line(spec, line, message, place, capfd):
     assert code == 1
     where = r"demo\.yaml: " if line is None else rf"demo\.yaml:{line}: "
     assert any(re.match(where, one) and message in one for one in said), "\n".join(said)
-    assert all(one.startswith("demo.yaml:") for one in said[:-1]), "each problem takes one line"
+    # A formula stands below its problem, indented, with a line that points into it.
+    assert all(one.startswith(("demo.yaml:", "    ")) for one in said[:-1]), "each problem takes one line"
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_the_file(place, capfd):

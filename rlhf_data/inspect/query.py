@@ -1,0 +1,234 @@
+"""SQL over snapshots: their rows, quarantine and what their manifests say, as DuckDB tables that can only be read."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlhf_data import files
+from rlhf_data.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import duckdb
+
+# What each snapshot has, beside `rows`; the types of the columns stand here, so that an empty table has them too.
+TOLD = {
+    "accounting": "step VARCHAR, unit VARCHAR, went VARCHAR, reason VARCHAR, n BIGINT",
+    "sources": "source VARCHAR, adapter VARCHAR, license VARCHAR, records BIGINT, file VARCHAR, bytes BIGINT, "
+    "digest VARCHAR",
+    "splits": "split VARCHAR, n BIGINT",
+    "snapshots": "name VARCHAR, id VARCHAR, path VARCHAR, about VARCHAR, created VARCHAR, kind VARCHAR, "
+    "parent VARCHAR, content_hash VARCHAR, quarantined BIGINT",
+}
+TABLES = ("rows", "quarantine", *TOLD)
+OUT = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
+
+
+class Answer(NamedTuple):
+    """What a query gave.
+
+    Attributes:
+        columns: names.
+        types: as DuckDB names them.
+        rows: the rows, as many as were asked for.
+        more: whether there were more.
+    """
+
+    columns: list[str]
+    types: list[str]
+    rows: list[tuple[Any, ...]]
+    more: bool
+
+
+def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None) -> Answer:
+    """Run one query over snapshots.
+
+    Args:
+        sql: a SELECT, or another statement that only reads: FROM, WITH, DESCRIBE, SUMMARIZE, EXPLAIN. Of each
+            snapshot there are `NAME.rows` (also called `NAME`) and NAME.quarantine, NAME.accounting, …: see TABLES.
+            `rows`, `quarantine` and so on without a name are those of the only snapshot, or of all of them one under
+            another, with a column `snapshot` in front.
+        snapshots: by name.
+        rows: take no more than the first; None for all.
+
+    Raises:
+        ValueError: the query cannot be run, with DuckDB's reason and the tables there are.
+    """
+    with _connected(snapshots) as connection, _in_words(snapshots):
+        _only_reads(connection, sql)
+        cursor = connection.execute(sql)
+        described = cursor.description or []
+        found = cursor.fetchall() if rows is None else cursor.fetchmany(rows + 1)
+        kept = found if rows is None else found[:rows]
+        return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
+
+
+def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path) -> int:
+    """Run one query and write what it gives to a Parquet or CSV file, which need not fit into memory; its rows.
+
+    Raises:
+        ValueError: as `query`; another kind of file; a query that cannot be written.
+    """
+    if out.suffix not in OUT:
+        raise ValueError(f"{out}: write to a file that ends in {' or '.join(OUT)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        files.whole_file(out) as temporary,
+        _connected(snapshots, writable=temporary) as connection,
+        _in_words(snapshots),
+    ):
+        _only_reads(connection, sql)
+        place = _text(str(temporary))
+        connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
+        ((written,),) = connection.fetchall()
+        return written
+
+
+def describe(snapshots: dict[str, Snapshot]) -> list[dict[str, Any]]:
+    """Every table with its number of rows and its columns' types; where there are several snapshots, of each."""
+    with _connected(snapshots) as connection:
+        return [
+            {
+                "table": table,
+                "rows": connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0],
+                "columns": {name: kind for name, kind, *_ in connection.sql(f"DESCRIBE {table}").fetchall()},
+            }
+            for table in _tables(snapshots)
+        ]
+
+
+def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
+    """Snapshots by the names that queries use: those given, else the spec's, with _2 after a name that is taken."""
+    found: dict[str, Snapshot] = {}
+    for given, snapshot in snapshots:
+        name = given or snapshot.manifest["name"]
+        if given in found:
+            raise ValueError(f"two snapshots are called {given!r}: give each a name of its own")
+        k = 2
+        while name in found or name in TABLES:
+            name, k = f"{given or snapshot.manifest['name']}_{k}", k + 1
+        found[name] = snapshot
+    return found
+
+
+def _tables(snapshots: dict[str, Snapshot]) -> list[str]:
+    if len(snapshots) == 1:
+        return list(TABLES)
+    return [*TABLES, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
+
+
+@contextmanager
+def _connected(snapshots: dict[str, Snapshot], writable: Path | None = None) -> Iterator["duckdb.DuckDBPyConnection"]:
+    """A database in memory that reads these snapshots' files and nothing else; only `writable` can be written."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="rlhf-data-query-") as spill, duckdb.connect() as connection:
+        for name, snapshot in snapshots.items():
+            _add(connection, name, snapshot)
+        for table in TABLES:
+            _add_together(connection, table, list(snapshots))
+        readable = ", ".join(_text(str(snapshot.path.resolve())) for snapshot in snapshots.values())
+        connection.execute(f"SET temp_directory = {_text(spill)}")
+        connection.execute(f"SET allowed_directories = [{readable}]")
+        if writable is not None:
+            connection.execute(f"SET allowed_paths = [{_text(str(writable))}]")
+        connection.execute("SET enable_external_access = false")  # no other file, no network, no extension
+        connection.execute("SET lock_configuration = true")
+        yield connection
+
+
+def _add(connection: "duckdb.DuckDBPyConnection", name: str, snapshot: Snapshot) -> None:
+    schema = _name(name)
+    connection.execute(f"CREATE SCHEMA {schema}")
+    paths = ", ".join(_text(str(path.resolve())) for path in snapshot.files())
+    connection.execute(f"CREATE VIEW {schema}.rows AS SELECT * FROM read_parquet([{paths}])")
+    connection.execute(f"CREATE VIEW {schema} AS SELECT * FROM {schema}.rows")
+    refused = _text(str((snapshot.path / "quarantine" / "quarantine.parquet").resolve()))
+    connection.execute(f"CREATE VIEW {schema}.quarantine AS SELECT * FROM read_parquet({refused})")
+    for table, rows in _told(snapshot).items():
+        connection.execute(f"CREATE TABLE {schema}.{table} ({TOLD[table]})")
+        if rows:
+            marks = ", ".join("?" for _ in rows[0])
+            connection.executemany(f"INSERT INTO {schema}.{table} VALUES ({marks})", rows)
+
+
+def _add_together(connection: "duckdb.DuckDBPyConnection", table: str, names: list[str]) -> None:
+    """A view of one snapshot's table, or of all of them one under another."""
+    if len(names) == 1:
+        connection.execute(f"CREATE VIEW {table} AS SELECT * FROM {_name(names[0])}.{table}")
+    elif names:
+        parts = (f"SELECT {_text(name)} AS snapshot, * FROM {_name(name)}.{table}" for name in names)
+        connection.execute(f"CREATE VIEW {table} AS {' UNION ALL BY NAME '.join(parts)}")
+
+
+def _told(snapshot: Snapshot) -> dict[str, list[tuple[Any, ...]]]:
+    """What the manifest says, as rows of the tables of TOLD."""
+    manifest = snapshot.manifest
+    accounting = [
+        (count["step"], count["unit"], went, reason, n)
+        for count in manifest["accounting"]
+        for went, reasons in {"in": {None: count["rows_in"]}, "out": {None: count["out"]}, **_left(count)}.items()
+        for reason, n in reasons.items()
+    ]
+    sources = [
+        (name, s.get("adapter"), s.get("license"), s.get("records"), file["name"], file["bytes"], file["digest"])
+        for name, s in manifest["sources"].items()
+        for file in s.get("files") or [dict.fromkeys(("name", "bytes", "digest"))]
+    ]
+    told = {key: manifest.get(key) for key in ("name", "id", "about", "created", "parent", "content_hash")}
+    this = (told["name"], told["id"], str(snapshot.path), told["about"], told["created"], manifest["table"])
+    return {
+        "accounting": accounting,
+        "sources": sources,
+        "splits": list(manifest["rows"].items()),
+        "snapshots": [(*this, told["parent"], told["content_hash"], manifest.get("quarantined"))],
+    }
+
+
+def _left(count: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {kind: count[kind] for kind in ("merged", "quarantined", "filtered")}
+
+
+def _only_reads(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
+    import duckdb
+
+    statements = connection.extract_statements(sql)
+    if not statements:
+        raise ValueError("the query is empty; write one such as: SELECT * FROM rows LIMIT 5")
+    reading = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    kinds = [statement.type for statement in statements]
+    if len(kinds) > 1:
+        raise ValueError(f"these are {len(kinds)} statements, and a query is one")
+    if kinds[0] is duckdb.StatementType.MULTI:
+        raise ValueError("PIVOT without a list of values is two statements to DuckDB: write PIVOT … ON column IN (…)")
+    if kinds[0] not in reading:
+        raise ValueError(
+            f"{kinds[0].name} is not a query: snapshots are only read; --out FILE keeps what a query gives"
+        )
+
+
+@contextmanager
+def _in_words(snapshots: dict[str, Snapshot]) -> Iterator[None]:
+    """DuckDB's errors as one message."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        text = re.sub(r'\nDid you mean "pg_.*', "", str(error).strip())
+        if "file system operations are disabled" in text:
+            text = f"{text.splitlines()[0]}; a query reads snapshots only, which --snapshot names"
+        elif isinstance(error, duckdb.CatalogException):
+            each = f"; the same of each snapshot, as in {_name(next(iter(snapshots)))}.rows: {', '.join(snapshots)}"
+            text = f"{text}\ntables: {', '.join(TABLES)}{each if len(snapshots) > 1 else ''}"
+        raise ValueError(text) from None
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,211 @@
+"""What gc removes and what it never does: laws over a workspace that was built, changed and built again."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_data import engine, files
+from rlhf_data.cli import run_command
+from rlhf_data.inspect import garbage
+from rlhf_data.inspect.places import versions
+from rlhf_data.plan import Workspace, in_use
+from rlhf_data.snapshot import set_latest
+from tests.project import SPEC, ratings
+
+WORK = Workspace(Path(".rlhf"))
+
+
+def long_ago(days=2.0):
+    """Make everything in the workspace and all versions as old as this."""
+    then = time.time() - days * garbage.DAY
+    for path in [*Path(".rlhf").rglob("*"), *Path("snapshots").rglob("*")]:
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def thrice(project):
+    """Three versions of a snapshot, and the steps of all three, long ago."""
+    for prompts in (12, 13, 14):
+        project.raw(ratings(prompts))
+        assert project.build() == 0
+    long_ago()
+    assert len(project.versions) == 3
+    return project
+
+
+def ids(project):
+    """The versions there are, in the order in which they were published."""
+    return [path.name for path in versions(project.folder / "snapshots" / "demo")]
+
+
+def steps():
+    return {path.name for path in Path(".rlhf/steps").iterdir()}
+
+
+def removed(**given):
+    return [(part["what"], Path(part["path"]).name) for part in garbage.collect(WORK, **given)]
+
+
+def test_steps_of_earlier_builds_go_and_the_last_build_stays_cached(thrice):
+    before = steps()
+    gone = removed()
+    assert {what for what, _ in gone} == {"step", "piece"}
+    assert {name for what, name in gone if what == "step"} == before - steps()
+    assert len(list(Path(".rlhf/chunks").iterdir())) == 1  # one piece of the one raw file
+    assert len(steps()) == len(before) // 3
+    assert len(ids(thrice)) == 3  # no retain: every version stays
+    assert run_command(["plan", "demo.yaml"]) == 0
+    assert removed() == []
+
+
+def test_a_dry_run_names_the_same_and_removes_nothing(thrice):
+    would = garbage.collect(WORK, dry=True)
+    assert would
+    assert garbage.collect(WORK) == would
+    sizes = [part["bytes"] for part in would]
+    assert sizes == sorted(sizes, reverse=True)
+    assert min(sizes) > 0
+
+
+def test_the_newest_versions_are_kept_as_the_spec_or_the_command_says(thrice):
+    first, second, third = ids(thrice)
+    assert ("snapshot", first) in removed(keep=2)
+    assert ids(thrice) == [second, third]
+    thrice.spec(SPEC.replace("publish: {to: snapshots/demo}", "publish: {to: snapshots/demo, retain: 1}"))
+    assert thrice.build() == 0  # the same content: nothing is published
+    assert ids(thrice) == [second, third]
+    assert removed() == [("snapshot", second)]
+    assert ids(thrice) == [third]
+    assert thrice.snapshot.id == third
+
+
+def test_the_latest_stays_even_where_it_is_not_the_newest(thrice):
+    first, *_, newest = versions(Path("snapshots/demo"))
+    set_latest(first)
+    removed(keep=1)
+    assert versions(Path("snapshots/demo")) == [first, newest]
+
+
+def test_what_a_run_was_trained_on_and_what_another_snapshot_was_made_from_stay(thrice):
+    first, second, third = ids(thrice)
+    run = Path(".rlhf/runs/demo/0123")
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text(json.dumps({"snapshot": first}))
+    lock = Path("snapshots/demo") / third / "spec.lock.yaml"
+    lock.write_text(lock.read_text() + f"# made from {second}\n")
+    removed(keep=1)
+    assert ids(thrice) == [first, second, third]
+    lock.write_text("")
+    removed(keep=1)
+    assert ids(thrice) == [first, third]
+
+
+def test_what_is_younger_stays(thrice):
+    assert removed(older_than=3) == []
+    first, second, third = ids(thrice)
+    os.utime(Path("snapshots/demo") / first)
+    assert [name for what, name in removed(older_than=1) if what == "snapshot"] == [second]
+    assert ids(thrice) == [first, third]
+
+
+def test_a_step_that_was_made_or_used_a_moment_ago_stays_with_what_it_was_made_from(thrice):
+    old = next(path for path in Path(".rlhf/steps").iterdir() if _step(path) == "weigh" and path.name not in _last())
+    os.utime(old / "_SUCCESS")
+    kept = {old.name}
+    ahead = [old]
+    while ahead:
+        inputs = json.loads((ahead.pop() / "step.json").read_text())["inputs"].values()
+        kept |= set(inputs)
+        ahead += [WORK.step(name) for name in inputs]
+    removed()
+    assert kept <= steps()
+
+
+def _step(path):
+    return json.loads((path / "step.json").read_text())["step"]
+
+
+def _last():
+    return {step["fingerprint"] for step in json.loads(Path(".rlhf/last/demo.json").read_text()).values()}
+
+
+def test_a_step_that_is_used_again_is_young_again(thrice):
+    assert thrice.build() == 0
+    assert all(garbage._age(WORK.step(name)) < garbage.HOUR for name in _last())
+
+
+def test_half_written_files_go_once_their_process_is_gone(project):
+    assert project.build() == 0
+    with files.whole_folder(Path(".rlhf/steps/mine")) as alive:
+        ended = alive.with_name(alive.name.replace(f"-{os.getpid()}.", f"-{2**22 + 1}."))
+        ended.mkdir()
+        (ended / "part").write_text("x" * 100)
+        other = Path("snapshots/demo/.x.0badcafe-7.12345678.tmp")  # another machine's
+        other.mkdir()
+        found = garbage.collect(WORK)
+        assert [(part["what"], part["path"], part["bytes"]) for part in found] == [("temporary", str(ended), 100)]
+        assert alive.is_dir()
+        long_ago()
+        os.utime(alive)
+        assert removed() == [("temporary", other.name)]
+
+
+def test_pieces_of_raw_files_stay_while_a_step_points_into_them(project):
+    assert project.build() == 0
+    for name in ("used", "unused"):
+        (Path(".rlhf/chunks") / name).mkdir(parents=True)
+    step = WORK.step(json.loads(Path(".rlhf/last/demo.json").read_text())["collect"]["fingerprint"])
+    (step / "chunks.json").write_text(json.dumps([[str(Path(".rlhf/chunks/used")), "a", 0]]))
+    long_ago()
+    assert removed() == [("piece", "unused")]
+
+
+def test_scores_go_only_where_they_are_asked_for_and_no_one_names_their_model(project):
+    assert project.build() == 0
+    for model in ("named", "forgotten"):
+        folder = WORK.scores / f"recipe-{model}"
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text(json.dumps({"model_hash": model}))
+    run = Path(".rlhf/runs/demo/0123")
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text(json.dumps({"snapshot": "x", "model_hash": "named"}))
+    long_ago()
+    assert removed() == []
+    assert removed(scores=True) == [("scores", "recipe-forgotten")]
+    assert [path.name for path in WORK.scores.iterdir()] == ["recipe-named"]
+
+
+def test_gc_does_nothing_while_a_build_runs(thrice, capfd, monkeypatch):
+    before = steps()
+    run_step = engine.run_step
+
+    def building(*given, **named):
+        assert run_command(["gc"]) == 1
+        return run_step(*given, **named)
+
+    monkeypatch.setattr(engine, "run_step", building)
+    assert thrice.build() == 0
+    assert "a build is running in .rlhf: wait for it" in capfd.readouterr().err
+    assert steps() == before
+    with in_use(WORK), in_use(WORK):  # builds share it
+        pass
+    assert run_command(["gc"]) == 0
+
+
+def test_the_command_prints_sizes(thrice, capfd):
+    capfd.readouterr()
+    assert run_command(["gc", "--keep", "1", "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "the newest 1 of 3 stay" in said
+    assert "would be removed" in said.splitlines()[-1]
+    assert run_command(["gc", "--keep", "1", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["removed"]
+    assert run_command(["gc"]) == 0
+    assert capfd.readouterr().out == "nothing is to be removed\n"
+    assert run_command(["gc", "--keep", "1", "--older-than", "2"]) == 1
+    assert "give one of them" in capfd.readouterr().err
+    assert run_command(["gc", "--workspace", "nowhere"]) == 1
+    assert not Path("nowhere").exists()

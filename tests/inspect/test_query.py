@@ -1,0 +1,130 @@
+"""SQL over snapshots: what the tables hold, that nothing else can be read or written, and what an error says."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rlhf_data.cli import run_command
+from rlhf_data.inspect.query import TABLES, describe, named, query, query_to
+
+
+@pytest.fixture
+def demo(built):
+    return {"demo": built.snapshot}
+
+
+def test_rows_and_what_the_manifest_says_are_tables(demo, built):
+    rows = built.snapshot.scan().collect()
+    assert query("SELECT count(*), sum(weight) FROM rows", demo).rows == [(rows.height, rows["weight"].sum())]
+    assert query("FROM demo", demo).columns == rows.columns
+    assert query("SELECT count(*) FROM demo.rows", demo).rows == [(rows.height,)]
+    codes = query("SELECT code FROM quarantine ORDER BY 1", demo).rows
+    assert codes == [("json.invalid",), ("rating.out_of_scale",)]
+    assert dict(query("FROM splits", demo).rows) == built.snapshot.manifest["rows"]
+    assert query("SELECT source, file, records FROM sources", demo).rows == [("a", "r.jsonl", 50)]
+    assert query("SELECT id FROM snapshots", demo).rows == [(built.snapshot.id,)]
+
+
+def test_what_came_into_a_step_is_what_left_it(demo):
+    balance = "sum(n) FILTER (went = 'in') - sum(n) FILTER (went != 'in')"
+    steps = query(f"SELECT step, unit, {balance} FROM accounting GROUP BY ALL", demo).rows
+    assert len(steps) > 4
+    assert {left for *_, left in steps} == {0}
+
+
+def test_several_snapshots_are_asked_at_once_by_their_names(built):
+    built.raw([{"prompt": "q", "completion": str(k), "rating": k} for k in range(1, 4)])
+    assert built.build() == 0
+    both = named([("old", _at(built, 0)), (None, _at(built, 1))])
+    counted = dict(query("SELECT snapshot, count(*) FROM rows GROUP BY 1", both).rows)
+    assert counted == {"old": 72, "demo": 3}
+    joined = "SELECT count(*) FROM demo JOIN old USING (pair_id)"
+    assert query(joined, both).rows == [(0,)]
+    assert [t["rows"] for t in describe(both) if t["table"].endswith(".rows")] == [72, 3]
+
+
+def _at(project, k):
+    from rlhf_data.snapshot import Snapshot
+
+    return Snapshot(project.folder / "snapshots" / "demo" / project.versions[k])
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_text('demo.yaml')",
+        "SELECT * FROM 'demo.yaml'",
+        "SELECT * FROM read_csv('https://example.org/x.csv')",
+        "COPY rows TO 'stolen.csv'",
+        "COPY (SELECT 1) TO 'snapshots/demo/x.csv'",
+        "DROP VIEW rows",
+        "CREATE TABLE x AS SELECT 1",
+        "INSERT INTO demo.accounting VALUES ('a', 'b', 'c', 'd', 1)",
+        "SET threads = 1",
+        "ATTACH 'x.duckdb'",
+        "INSTALL httpfs",
+        "SELECT 1; DROP VIEW rows",
+    ],
+)
+def test_a_query_reads_snapshots_and_does_nothing_else(sql, demo, built):
+    before = sorted(built.folder.rglob("*"))
+    with pytest.raises(ValueError, match=r"."):
+        query(sql, demo)
+    with pytest.raises(ValueError, match=r"."):
+        query_to(sql, demo, Path("out.csv"))
+    assert sorted(built.folder.rglob("*")) == before
+
+
+def test_an_error_of_sql_is_one_message_that_names_the_tables(built, capfd):
+    for sql, message in {
+        "SELECT nope FROM rows": 'Referenced column "nope" not found',
+        "SELECT * FROM row": f"tables: {', '.join(TABLES)}",
+        "SELEC 1": 'syntax error at or near "SELEC"',
+        "": "the query is empty",
+        "PIVOT rows ON split USING count(*)": "write PIVOT",
+        "DELETE FROM rows": "DELETE is not a query",
+    }.items():
+        assert run_command(["query", sql]) == 1
+        said = capfd.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+
+
+def test_a_result_is_printed_or_written_whole(built, capsys):
+    capsys.readouterr()
+    sql = "SELECT split, count(*) AS n FROM rows GROUP BY 1 ORDER BY 1"
+    assert run_command(["query", sql]) == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["split", "n"]
+    assert {s: int(n) for s, n in map(str.split, lines)} == built.snapshot.manifest["rows"]
+    assert run_command(["query", sql, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {line["split"]: line["n"] for line in told} == built.snapshot.manifest["rows"]
+    for name, read in {"o.parquet": pl.read_parquet, "o.csv": pl.read_csv}.items():
+        assert run_command(["query", sql + " -- a remark", "--out", name]) == 0
+        assert dict(read(name).iter_rows()) == built.snapshot.manifest["rows"]
+    assert run_command(["query", "SELECT * FROM rows", "--rows", "2"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("pair_id") == 2
+    assert "more than these 2 rows" in shown.err
+    assert run_command(["query", sql, "--out", "o.xlsx"]) == 1
+
+
+def test_the_tables_and_their_columns_are_listed(built, capsys):
+    capsys.readouterr()
+    assert run_command(["query", "--tables", "--json", "--snapshot", "mine=snapshots/demo"]) == 0
+    listed = {table["table"]: table for table in json.loads(capsys.readouterr().out)}
+    assert list(listed) == list(TABLES)
+    assert listed["rows"]["rows"] == 72
+    assert listed["rows"]["columns"]["margin"] == "DOUBLE"
+    assert run_command(["query", "--tables"]) == 0
+    assert "accounting  (" in capsys.readouterr().out
+
+
+def test_names_are_told_apart(built):
+    one = built.snapshot
+    assert list(named([(None, one), (None, one), ("rows", one)])) == ["demo", "demo_2", "rows_2"]
+    with pytest.raises(ValueError, match="two snapshots are called 'x'"):
+        named([("x", one), ("x", one)])
