@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 from rlhf_data import files, ids, tables, texts
 from rlhf_data.accounting import Count
-from rlhf_data.expectations import TOLD, effective_rows, unmet
+from rlhf_data.expectations import effective_rows, unmet
 
 if TYPE_CHECKING:
     import datasets
@@ -174,9 +175,10 @@ def publish(
     check(rows.rename({"prompt_row": "prompt"}))
     score_file = inputs["rows"] / "score.json"
     recipe = json.loads(score_file.read_text()) if score_file.is_file() else None
-    rows = rows.sort(KEYS[table])
-    known = _Known(texts.names(inputs["text"]), texts.behind(inputs["rate"]))
-    content = content_hash(_identified(part, known, table) for part in rows.iter_slices(HASHED))
+    rows, known = rows.sort(KEYS[table]), texts.names(inputs["text"])
+    if table == "paired":
+        rows = texts.with_judgments(rows, texts.behind(inputs["rate"]))
+    content = content_hash(_by_content(part, known) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
     said = {"about": about, "quarantine_hash": content_hash(quarantine.iter_slices(HASHED))}
@@ -209,7 +211,7 @@ def publish(
 
 
 def content_hash(parts: Iterable[pl.DataFrame]) -> str:
-    """Digest of a table's data columns, in the rows' order; ids stand for texts.
+    """Digest of a table's data columns, in the rows' order; what stands for texts is the first half of their ids.
 
     Args:
         parts: the table, cut into frames of HASHED rows.
@@ -266,24 +268,51 @@ def _records(counts: list[Count], source: str) -> int:
     return sum(count.rows_in for count in counts if count.step == f"read:{source}" and count.unit == "records")
 
 
-class _Known(NamedTuple):
-    names: texts.Names
-    behind: texts.Behind
+def _by_content(rows: pl.DataFrame, known: texts.Names) -> pl.DataFrame:
+    """Rows with what is the same wherever it stands in place of row numbers: parts of ids, files and records."""
+    sides = ("chosen_row", "rejected_row", "completion_row", "mismatched_row")
+    held = [
+        texts.looked_up(rows[side], known.completions, "bits").alias(side) for side in sides if side in rows.columns
+    ]
+    lists = rows["judgment_rows"]
+    behind = lists.explode(empty_as_null=False, keep_nulls=False)
+    of_rows = pl.Series(np.repeat(np.arange(rows.height), lists.list.len().to_numpy()), dtype=pl.UInt32)
+    lineage = (
+        pl.DataFrame(
+            {
+                "row": of_rows,
+                "file": _number(texts.looked_up(behind, known.judgments, "file")),
+                "record": texts.looked_up(behind, known.judgments, "record"),
+            }
+        )
+        .unique()
+        .sort("row", "file", "record")
+    )
+    grouped = lineage.group_by("row", maintain_order=True).agg("file", "record")
+    few = [_number(rows[column]) for column in tables.FEW]
+    return rows.drop("prompt_row", "judgment_rows").with_columns(*held, *few, grouped["file"], grouped["record"])
 
 
-def _identified(rows: pl.DataFrame, known: _Known, table: str) -> pl.DataFrame:
+def _number(words: pl.Series) -> pl.Series:
+    """Each of a few words as a number that is the same wherever the words stand; null as 0."""
+    known = words.unique().drop_nulls()
+    codes, found = words.to_physical().fill_null(0).to_numpy(), known.to_physical().to_numpy()
+    numbers = np.zeros(int(max(codes.max(initial=0), found.max(initial=0))) + 1, np.uint64)
+    numbers[found] = [xxh3_64_intdigest(word.encode()) for word in known.cast(pl.String)]
+    return pl.Series(words.name, np.where(words.is_null().to_numpy(), np.uint64(0), numbers[codes]))
+
+
+def _identified(rows: pl.DataFrame, known: texts.Names, table: str) -> pl.DataFrame:
     """Rows as they are published, but for their texts: ids and lineage in place of row numbers."""
-    if table == "paired":
-        rows = texts.with_judgments(rows, known.behind)
-    else:
-        rows = rows.with_columns(texts.looked_up(rows["completion_row"], known.names.completions, "model"))
-    named = texts.identify(rows, known.names).with_columns(pl.col(pl.Categorical).cast(pl.String))
+    if table == "unpaired":
+        rows = rows.with_columns(texts.looked_up(rows["completion_row"], known.completions, "model"))
+    named = texts.identify(rows, known).with_columns(pl.col(pl.Categorical).cast(pl.String))
     if table == "paired":
         named = named.with_columns(ids.pair_ids(named["chosen_id"], named["rejected_id"], "pair_id"))
     return named.select([column for column in tables.columns(table) if column in named.columns])
 
 
-def _with_texts(rows: pl.DataFrame, known: _Known, table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
+def _with_texts(rows: pl.DataFrame, known: texts.Names, table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """Rows as they are published; `held` has the texts by row number."""
     found = [texts.looked_up(rows["prompt_row"], held["prompt"], "prompt")]
     for name in ("chosen", "rejected", "completion"):
@@ -342,7 +371,7 @@ def _write(
     manifest: dict[str, Any],
     rows: pl.DataFrame,
     text: Path,
-    known: _Known,
+    known: texts.Names,
     quarantine: pl.DataFrame,
     spec_lock: str,
     check: Callable[[pl.DataFrame], None],
@@ -359,13 +388,12 @@ def _write(
         for split in manifest["rows"]:
             _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
-        manifest["files"] = list(_files(folder, table))
-        published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
-        told = [name for name in TOLD if name in tables.columns(table)]
-        check(published.select(*told, prompt="prompt_id").collect(engine="streaming"))
+        manifest["files"], thin = _read_back(folder, table)
+        check(thin.rename({"prompt_id": "prompt"}))
         files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
         files.write_text(folder / "README.md", card(manifest))
-        files.write_text(folder / "report.html", snapshot_page(manifest, published, quarantine))
+        published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
+        files.write_text(folder / "report.html", snapshot_page(manifest, published, quarantine, thin))
         files.write_text(folder / "spec.lock.yaml", spec_lock)
         contract = (tables.folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8")
         files.write_text(folder / "contract.yaml", contract)
@@ -373,7 +401,7 @@ def _write(
     return final
 
 
-def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known: _Known, table: str) -> None:
+def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known: texts.Names, table: str) -> None:
     """The files of one split; texts are fetched for a few files at a time, so memory does not grow with the table."""
     count = max(1, -(-rows.height // ROWS_PER_FILE))
     size = -(-rows.height // count)
@@ -386,18 +414,19 @@ def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known
         }
         for k, part in enumerate(few.iter_slices(size), start=first):
             whole = _with_texts(part, known, table, held)
-            tables.write(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table, published=True)
+            tables.write_unchecked(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table)
 
 
-def _files(folder: Path, table: str) -> Iterable[dict[str, Any]]:
-    """What lies in data/, read back from disk and validated again."""
+def _read_back(folder: Path, table: str) -> tuple[list[dict[str, Any]], pl.DataFrame]:
+    """What lies in data/, read from disk and validated: the files, and the rows without their texts."""
+    from rlhf_data.report import narrow
+
+    found, thin = [], []
     for file in sorted((folder / "data").iterdir()):
-        yield {
-            "path": str(file.relative_to(folder)),
-            "rows": sum(
-                tables.validate(part, table, unique=False).height
-                for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True)
-            ),
-            "bytes": file.stat().st_size,
-            "digest": files.digest(file),
-        }
+        rows = 0
+        for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True):
+            rows += tables.validate(part, table, unique=False).height
+            thin.append(narrow(part.lazy(), table).collect())
+        told = {"path": str(file.relative_to(folder)), "rows": rows, "bytes": file.stat().st_size}
+        found.append({**told, "digest": files.digest(file)})
+    return found, pl.concat(thin)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ContractError", "columns", "conform", "contract", "empty", "folder", "parse_contract", "read", "scan", "validate",
-    "write", "write_stream",
+    "write", "write_stream", "write_unchecked",
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
@@ -210,6 +210,11 @@ def write(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False
     """
     checked = validate(conform(frame, name), name)
     return _write(checked, path, name, published=published)
+
+
+def write_unchecked(frame: pl.DataFrame, path: Path, name: str) -> None:
+    """Write a part of a table for keeping, unvalidated: what is published is validated as it lies on disk."""
+    _write(frame, path, name, published=True)
 
 
 def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:

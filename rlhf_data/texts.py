@@ -167,7 +167,7 @@ class Names(NamedTuple):
 
     Attributes:
         prompts: prompt_row, prompt_id.
-        completions: completion_row, completion_id, model.
+        completions: completion_row, completion_id, bits, model.
         judgments: judgment_row, file, record.
     """
 
@@ -180,7 +180,7 @@ def names(folder: Path) -> Names:
     """The names of a text folder."""
     return Names(
         read(folder, "prompts", ["prompt_row", "prompt_id"]),
-        read(folder, "completions", ["completion_row", "completion_id", "model"]),
+        read(folder, "completions", ["completion_row", "completion_id", "bits", "model"]),
         read(folder, "judgments", ["judgment_row", "file", "record"]),
     )
 

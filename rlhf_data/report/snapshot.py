@@ -10,20 +10,26 @@ from rlhf_data.report.display import environment
 LEFT = ("merged", "filtered", "quarantined")
 
 
-def snapshot_page(manifest: dict[str, Any], rows: pl.DataFrame | pl.LazyFrame, quarantine: pl.DataFrame) -> str:
+def snapshot_page(
+    manifest: dict[str, Any],
+    rows: pl.DataFrame | pl.LazyFrame,
+    quarantine: pl.DataFrame,
+    thin: pl.DataFrame | None = None,
+) -> str:
     """The report of one snapshot as one HTML document that needs no other file.
 
     Args:
         manifest: the snapshot's manifest.json.
         rows: the whole published table, paired or unpaired, with all its splits.
         quarantine: the refused rows.
+        thin: the rows as `facts.narrow` gives them, where they are at hand.
 
     Returns:
         The page. The same arguments give the same page; sections without data are left out.
     """
     manifest = whole(manifest)
     table = manifest["table"]
-    thin = facts.narrow(rows.lazy(), table).collect(engine="streaming")
+    thin = facts.narrow(rows.lazy(), table).collect(engine="streaming") if thin is None else thin
     sections = {
         "accounting": accounting(manifest["accounting"]),
         "sources": facts.by_source(thin, manifest["sources"]),

@@ -144,7 +144,6 @@ WRONG = [
     case("a verifier alone", "by: rating, scale: [1, 5]", "verifier: math:fsum", 8, "rate: by: verifier and verifier: module:function belong together"),
     case("no verifier", "by: rating, scale: [1, 5]", "by: verifier", 8, "rate: by: verifier and verifier: module:function belong together"),
     case("a verifier that is not there", "by: rating, scale: [1, 5]", "by: verifier, verifier: nosuchmodule:f", 8, "rate.verifier: no module nosuchmodule can be imported"),
-    case("prompt_cluster", "test: 0.2", "test: 0.2, by: prompt_cluster", 9, "split.by: 'prompt_cluster' is not supported yet"),
     case("max_pairs_per_prompt", "pairing: all", "pairing: all, max_pairs_per_prompt: 0", 10, "shape.max_pairs_per_prompt: must be greater than or equal to 1"),
     case("share of an unknown source", "{weight: {row: margin}}", "{share: {a: 0.5, b: 0.5}}", 11, "weigh.share.b: no source of this name"),
     case("share of nothing", "{weight: {row: margin}}", "{share: {a: 0.0}}", 11, "weigh: share leaves every source out"),

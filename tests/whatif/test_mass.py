@@ -27,7 +27,7 @@ from tests.whatif import snapshots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAIRED, UNPAIRED = "dpo,simpo,ipo,sft:reduction=sum,rpo", "kto,sft,apa,vpg"
-ROWS, PROBED = 30, 10  # of each source
+ROWS, PROBED = 30, 24  # of each source
 
 
 def prose(random: random.Random) -> str:
