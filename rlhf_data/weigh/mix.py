@@ -88,7 +88,7 @@ def targets(amounts: Mapping[str, float], parts: Mapping[str, float]) -> dict[st
     unnamed = [source for source in amounts if source not in parts]
     if unnamed:
         raise ValueError(f"weigh.share: no share for {', '.join(unnamed)}; name every source, 0 leaves one out")
-    whole = min(amounts[source] / part for source, part in parts.items() if part > 0)
+    whole = min((amounts[source] / part for source, part in parts.items() if part > 0), default=0.0)
     return {source: whole * parts[source] for source in amounts}
 
 
