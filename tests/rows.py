@@ -35,7 +35,7 @@ def index(
 
     Args:
         folder: is made.
-        of: the prompt of each answer that is not p's.
+        of: the prompt of each answer that is not p's; of those that a test uses, p's stand before q's, as rows do.
         category: of all answers.
         judgments: as `judged` takes them.
     """

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import polars as pl
+from xxhash import xxh3_64_intdigest
 
 from rlhf_data import ids, rules
 from rlhf_data.rules import Completions, Pairs, PairWeights
@@ -206,7 +207,9 @@ def _named(asked: Sequence[Asked], table: str, made: Sequence[tuple[np.ndarray, 
 def _order(rows: pl.DataFrame, table: str, seed: int) -> np.ndarray:
     """Row numbers in the order of the trainer's first epoch, rows of weight 0 left out."""
     counted = np.flatnonzero(rows["weight"].to_numpy() > 0)
-    ranks = ids.keyed_hash(rows[KEYS[table]], f"order:{seed}", 0).to_numpy()[counted]
+    key = xxh3_64_intdigest(f"order:{seed}:0".encode())  # as training.batches.order has it, which needs torch beside it
+    named = rows[KEYS[table]].cast(pl.Binary).gather(counted)
+    ranks = np.fromiter((xxh3_64_intdigest(name, seed=key) for name in named), np.uint64, len(named))
     return counted[np.argsort(ranks, kind="stable")]
 
 

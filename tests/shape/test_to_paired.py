@@ -127,11 +127,10 @@ def test_a_prompt_has_at_most_so_many_pairs_and_the_same_ones_each_time(shape):
 
 
 def test_a_part_of_the_prompts_at_a_time_gives_the_same_rows_and_counts(shape, monkeypatch):
-    answers = [
-        answer(name, reward, prompt="pq"[k % 2])
-        for k, (name, reward) in enumerate(zip("abcde", [1.0, 1.0, 0.0, 2.0, 2.0], strict=True))
-    ]
-    pairs = [given("c", "a", 0.75), given("e", "c", 0.5)]
+    # rows are in the order of prompts: a, b and c are p's, d, e and f are q's
+    rewards = zip("abcdef", "pppqqq", [1.0, 1.0, 0.0, 2.0, 2.0, 0.0], strict=True)
+    answers = [answer(name, reward, prompt=prompt) for name, prompt, reward in rewards]
+    pairs = [given("c", "a", 0.75), given("b", "c", 0.5)]
     for parameters in ({"pairing": "all"}, {"pairing": "adjacent", "ties": "soft", "max_pairs_per_prompt": 2}):
         whole, *counts = shape(answers, pairs, **parameters)
         with monkeypatch.context() as patch:
