@@ -52,7 +52,7 @@ def mix(
         limit = pl.col("source").replace_strict(most, default=None, return_dtype=pl.Int64)
         place = pl.struct("lot", "at").rank("ordinal").over("source")
         held = _only(held, held.filter((place <= limit).fill_null(True)), "weigh.rows", left_out)
-    if share or temperature:
+    if share or (temperature and held.height):
         amounts = dict(held.group_by("source").agg(pl.col("size").sum()).sort("source").iter_rows())
         parts = (
             dict(share)
