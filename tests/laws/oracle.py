@@ -142,6 +142,26 @@ def split_of(prompt: str, test: float, validation: float) -> str:
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
+def words(text: str) -> list[str]:
+    """Runs of letters, marks and digits of the normalised text; a Chinese character is a word by itself."""
+    found, inside = [], False
+    for letter in normalised(text):
+        alone = "\u4e00" <= letter <= "\u9fff"
+        part = unicodedata.category(letter)[0] in "LMN"
+        if part and inside and not alone:
+            found[-1] += letter
+        elif part:
+            found.append(letter)
+        inside = part and not alone
+    return found
+
+
+def runs(text: str, n: int) -> list[tuple[str, ...]]:
+    """Every run of n words; a text of fewer words is one run, one without words has none."""
+    held = words(text)
+    return [tuple(held[k : k + n]) for k in range(max(len(held) - n + 1, min(len(held), 1)))]
+
+
 def refusal(seen: Observation) -> str | None:
     """The code by which an observation is refused, None where it is sound."""
     value = seen.value
@@ -212,9 +232,7 @@ def rated(observations: Iterable[Observation], scale: tuple[int, int] | None = N
         values = {k: [s.value for s in group if s.kind == k] for k in ("rating", "rank", "label")}
         liked = mean(values["label"])
         kind = next((k for k in values if values[k]), None)
-        slope, start = {"rating": (Fraction(1, high - low), low), "rank": (-1, 0), "label": (2, HALF)}.get(
-            kind, (1, 0)
-        )
+        slope, start = {"rating": (Fraction(1, high - low), low), "rank": (-1, 0), "label": (2, HALF)}.get(kind, (1, 0))
         middle = mean(values[kind]) if kind else None
         spread = variance(values[kind]) if kind else None
         found.append(

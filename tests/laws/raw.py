@@ -8,6 +8,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.functi
 laws = settings(deadline=None, max_examples=CASES, suppress_health_check=_patient)
 # Of laws that read files or start from them a case takes a quarter of a second.
 laws_of_files = settings(laws, max_examples=max(1, CASES // 5))
+few_builds = settings(laws, max_examples=max(1, CASES // 12))  # a build takes a second
 
 SOURCES = ("s", "t", "u")
 PROMPTS = ("q", "Q", " q\n", "ｑ", "why?", "why ?", "é", "é", "质量 为何?", "0")
@@ -95,9 +97,14 @@ def observations(
     return _placed(said, SOURCES)
 
 
-def rearranged(seen: Sequence[Observation], order: Sequence[int]) -> list[Observation]:
-    """The same observations in another order, in which they still stand in their files as they did."""
-    return [seen[k] for k in order]
+def replaced(seen: Iterable[Observation]) -> list[Observation]:
+    """The same observations, in their files in the order in which they stand here."""
+    places: dict[str, int] = defaultdict(int)
+    found = []
+    for one in seen:
+        found.append(replace(one, record=places[one.file]))
+        places[one.file] += 1
+    return found
 
 
 def record(seen: Observation) -> dict[str, Any]:

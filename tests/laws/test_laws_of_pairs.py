@@ -16,6 +16,7 @@ from tests.laws.way import Folder, close
 PAIRINGS = (*STRATEGIES, "as_given")
 every_strategy = pytest.mark.parametrize("pairing", STRATEGIES)
 MARGINS = (Fraction(0), Fraction(1, 2), Fraction(1), Fraction(2))
+seeds = st.integers(0, 3)
 parameters = st.fixed_dictionaries(
     {
         "pairing": st.sampled_from(PAIRINGS),
@@ -93,7 +94,9 @@ def test_a_margin_of_one_is_one_whatever_its_floats_are():
 def test_no_margin_is_under_the_smallest_one_asked_for_but_of_a_tie(seen, asked):
     least = float(asked["min_margin"])
     for row in shaped(seen, **asked | {"min_margin": least}):
-        assert row["margin"] >= least * (1 - 1e-12) or (row["margin"] == 0 and asked["ties"] == "soft" and row["preference"] == 0.5)
+        assert row["margin"] >= least * (1 - 1e-12) or (
+            row["margin"] == 0 and asked["ties"] == "soft" and row["preference"] == 0.5
+        )
         assert row["margin"] == pytest.approx(row["chosen_reward"] - row["rejected_reward"], abs=1e-12)
 
 
@@ -148,7 +151,9 @@ def test_dropped_ties_and_soft_ties_are_complements(seen, pairing):
 
 
 @laws
-@given(seen=raw.observations(most=24), pairing=st.sampled_from(PAIRINGS), most=st.integers(1, 4), seed=st.integers(0, 3))
+@given(
+    seen=raw.observations(most=24), pairing=st.sampled_from(PAIRINGS), most=st.integers(1, 4), seed=st.integers(0, 3)
+)
 def test_a_limit_of_pairs_takes_some_of_them_and_a_higher_limit_takes_those_too(seen, pairing, most, seed):
     with Folder().hold(seen).rated() as way:
         few, more, every = (
@@ -204,7 +209,9 @@ def test_every_candidate_and_every_rated_answer_is_accounted_for(seen, asked):
         rows = way.shaped("paired", **asked)
         candidates, answers = way.counts["shape"]
         rated, compared = way.answers(), way.compared()
-    made = [] if asked["pairing"] == "as_given" else oracle.proposed(oracle.rated(seen), asked["pairing"], asked["seed"])
+    made = (
+        [] if asked["pairing"] == "as_given" else oracle.proposed(oracle.rated(seen), asked["pairing"], asked["seed"])
+    )
     assert (candidates.rows_in, candidates.out) == (len(compared) + len(made), len(rows))
     in_pairs = {row[side] for row in rows for side in ("chosen_id", "rejected_id")}
     assert answers.rows_in == len(rated)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from tests.laws import oracle, raw
 from tests.laws.raw import laws
 from tests.laws.way import Folder, close
 
+HALF = Fraction(1, 2)
 SCALES = (None, (1, 5), (0, 10), (2, 4))
 permuted = st.randoms(use_true_random=False)
 
@@ -41,9 +43,6 @@ def test_votes_become_the_preferences_that_counting_by_hand_gives(seen, method):
         row = found[key]
         assert close(row["preference"], one.preference) and HALF <= row["preference"] <= 1
         assert (row["chosen_id"], row["votes"], frozenset(row["raw_ref"])) == (one.chosen_id, one.votes, one.refs)
-
-
-HALF = Fraction(1, 2)
 
 
 @laws
@@ -88,7 +87,7 @@ def test_mean_and_majority_agree_where_all_who_voted_agree(seen):
 def test_rewards_follow_ratings_on_any_linear_scale(seen, scale):
     with Folder().hold(seen).rated(scale=scale) as way:
         rows = sorted(way.answers(), key=lambda row: row["rating"])
-    for low, high in zip(rows, rows[1:], strict=False):
+    for low, high in pairwise(rows):
         assert (low["reward"] < high["reward"]) == (low["rating"] < high["rating"])
     assert all(0 <= row["reward"] <= 1 for row in rows)
 
@@ -111,7 +110,7 @@ def test_every_judgment_is_rated_merged_refused_or_left_out(seen, by):
         refused = way.quarantine("rate")
     heard = {None: raw.KINDS, "votes": ("comparison",), "rank": ("rank",)}.get(by, (by, "demonstration"))
     unheard = [one for one in seen if one.kind not in heard]
-    off = [one for one in seen if one.kind == "rating" == "rating" and one.kind in heard and not 2 <= one.value <= 4]
+    off = [one for one in seen if one.kind == "rating" and one.kind in heard and not 2 <= one.value <= 4]
     assert count.rows_in == len(seen) and count.out == len(rows)
     assert sum(count.filtered.values()) == len(unheard)
     assert sum(count.quarantined.values()) == len(refused) == len(off)

@@ -1,8 +1,8 @@
-"""The real steps on observations: their tables by the oracle's merging, or by reading files; rows come back as dicts."""
+"""The real steps on observations: their tables by the oracle's merging, or by reading files; rows come as dicts."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,13 @@ from tests.laws import oracle, raw
 from tests.laws.oracle import Observation
 
 Rows = list[dict[str, Any]]
+NOTED = ("kind", "aspect", "annotator", "source", "file", "record")
 SHAPES = {"paired": to_paired, "unpaired": to_unpaired}
 
 
 _HELD: dict[Path, pl.DataFrame] = {}  # tables by the path that they would be written to
-_read, _scan = tables.read, tables.scan
+_IN_MEMORY: set[Path] = set()  # folders whose tables are held and not written
+_read, _scan, _write, _write_stream = tables.read, tables.scan, tables.write, tables.write_stream
 
 
 class Folder:
@@ -42,16 +44,15 @@ class Folder:
     def __init__(self, *, on_disk: bool = False) -> None:
         self.path = Path(mkdtemp(prefix="laws-"))
         self.counts: dict[str, list[Count]] = {}
-        memory = {"write": _keep, "write_stream": _keep_parts, "read": _kept, "scan": _kept_lazily}
-        self._patched = nullcontext() if on_disk else mock.patch.multiple(tables, **memory)
-        self._patched.__enter__()  # here: `with Folder().hold(…)` works before it enters
+        if not on_disk:
+            _IN_MEMORY.add(self.path)
 
     def __enter__(self) -> "Folder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._patched.__exit__(None, None, None)
         shutil.rmtree(self.path)
+        _IN_MEMORY.discard(self.path)
         for path in [path for path in _HELD if path.is_relative_to(self.path)]:
             del _HELD[path]
 
@@ -67,9 +68,7 @@ class Folder:
         answers = sorted(held, key=lambda key: (oracle.prompt_id(held[key].prompt), key))
         prompt_row, row = ({key: k for k, key in enumerate(keys)} for keys in (prompt_ids, answers))
         nowhere = {"chunk": 0, "place": 0}
-        prompts = [
-            {"prompt_row": k, "prompt_id": key, "split_key": key, **nowhere} for key, k in prompt_row.items()
-        ]
+        prompts = [{"prompt_row": k, "prompt_id": key, "split_key": key, **nowhere} for key, k in prompt_row.items()]
         completions = [
             {
                 "completion_row": row[key],
@@ -90,7 +89,9 @@ class Folder:
                 "completion_row": at,
                 "other_row": None if seen[k].second is None else row[seen[k].second],
                 "value": None if seen[k].value is None else float(seen[k].value),
-                **{name: getattr(seen[k], name) for name in ("kind", "aspect", "annotator", "source", "file", "record")},
+                **{
+                    name: getattr(seen[k], name) for name in ("kind", "aspect", "annotator", "source", "file", "record")
+                },
             }
             for number, (at, k) in enumerate(judged)
         ]
@@ -127,6 +128,8 @@ class Folder:
         self.counts["clean"] = operation({"text": before}, out, **parameters)
         shutil.rmtree(before)
         out.rename(before)
+        for path in [path for path in _HELD if path.parent == out]:
+            _HELD[before / path.name] = _HELD.pop(path)
         return self
 
     def rated(self, **parameters: Any) -> "Folder":
@@ -163,6 +166,10 @@ class Folder:
         rows = tables.read(self.path / "rate" / "compared.parquet", "compared")
         return identified(rows, self.path / "text")
 
+    def judgments(self) -> Rows:
+        """The judgments of the text folder with ids."""
+        return identified(texts.read(self.path / "text", "judgments"), self.path / "text")
+
     def quarantine(self, *steps: str) -> Rows:
         """What steps refused."""
         paths = [self.path / step / "quarantine.parquet" for step in steps]
@@ -170,13 +177,26 @@ class Folder:
         return [row for path in there for row in tables.read(path, "quarantine").to_dicts()]
 
 
+def in_memory() -> AbstractContextManager[Any]:
+    """While it lasts, tables of folders in memory are not written."""
+    return mock.patch.multiple(tables, write=_keep, write_stream=_keep_parts, read=_kept, scan=_kept_lazily)
+
+
 def _keep(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False) -> Path:
-    _HELD[path] = tables.conform(frame, name)
+    if _IN_MEMORY.isdisjoint(path.parents):
+        return _write(frame, path, name, published=published)
+    if any(folder.name == "chunks" for folder in path.parents):  # chunks are told by their bytes
+        tables.conform(frame, name).write_parquet(path, compression="uncompressed")
+    else:
+        _HELD[path] = tables.conform(frame, name)
     return path
 
 
 def _keep_parts(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
+    if _IN_MEMORY.isdisjoint(path.parents):
+        return _write_stream(frames, path, name)
     _HELD[path] = pl.concat([tables.empty(name), *(tables.conform(frame, name) for frame in frames)])
+    return None
 
 
 def _kept(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
