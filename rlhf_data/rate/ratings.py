@@ -64,7 +64,8 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
 
     Returns:
         prompt_id, completion_id, source, rating (mean over annotators), reward (of a rating as above; of a rank, minus
-        the place; of a label, 1 or -1), reward_std (over annotators; null for one), label (majority of labels, null
+        the place; of a label, 1 or -1), reward_std (over annotators, of what the
+        reward is of; null for one), label (majority of labels, null
         for a tie), votes, raw_ref; sorted by ids.
     """
     low, high = scale or (0.0, 1.0)
@@ -83,14 +84,18 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
     none = pl.lit(None, dtype=pl.Float64)
     known = {name: pl.col(name) if name in rated.columns else none for kind in VALUED for name in _of(kind)}
     liked = known["_label"]
-    reward, spread = (known["_rating"] - low) / (high - low), known["_rating_std"] / (high - low)
+    told, spread = (known["_rating"] - low) / (high - low), known["_rating_std"] / (high - low)
     if "_scaled" in rated.columns:
-        reward, spread = pl.col("_scaled"), pl.col("_scaled_std")
+        told, spread = pl.col("_scaled"), pl.col("_scaled_std")
     return rated.select(
         *ANSWER,
         rating=pl.coalesce(known["_rating"], known["_rank"]),
-        reward=pl.coalesce(reward, -known["_rank"], 2.0 * liked - 1.0),
-        reward_std=pl.coalesce(spread, known["_rank_std"], 2.0 * known["_label_std"]),
+        reward=pl.coalesce(told, -known["_rank"], 2.0 * liked - 1.0),
+        reward_std=pl.when(told.is_not_null())
+        .then(spread)
+        .when(known["_rank"].is_not_null())
+        .then(known["_rank_std"])
+        .otherwise(2.0 * known["_label_std"]),
         label=pl.when(liked > 0.5).then(True).when(liked < 0.5).then(False),
         votes="votes",
         judgment_rows="judgment_rows",

@@ -145,7 +145,8 @@ def _answers(rated: pl.DataFrame, pairs: pl.DataFrame, pairing: str) -> Count:
 def _choose(candidates: pl.DataFrame, *, min_margin: float, ties: str) -> tuple[pl.DataFrame, dict[str, int]]:
     """The candidates that become pairs, and how many do not, by reason."""
     tie = (pl.col("preference") == 0.5) | (pl.col("margin") == 0.0).fill_null(False)
-    close = ~tie & (pl.col("margin") < min_margin).fill_null(False)
+    # 8/3 − 5/3 is less than 1 in floats: a margin is too small only by more than the last digits.
+    close = ~tie & (pl.col("margin") < min_margin * (1.0 - 1e-12)).fill_null(False)
     reason = (
         pl.when(tie & (ties == "drop")).then(pl.lit("tie")).when(close).then(pl.lit(f"margin under {min_margin:g}"))
     )

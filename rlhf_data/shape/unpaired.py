@@ -91,11 +91,11 @@ def _balanced(rows: pl.DataFrame, named: pl.DataFrame, balance: float, seed: int
         raise ValueError(f"shape.balance: no train row has label {str(not counted[True]).lower()}; nothing to balance")
     most = {True: counted[False] * balance / (1 - balance), False: counted[True] * (1 - balance) / balance}
     lots = ids.keyed_hash(texts.looked_up(rows["completion_row"], named, "completion_id"), "balance", seed)
-    place = pl.struct(pl.lit(lots).alias("lot"), "completion_row").rank("ordinal").over("label", train)
+    place = pl.struct("_lot", "completion_row").rank("ordinal").over("label", train)
     limit = pl.col("label").replace_strict(
         {k: int(v + 1e-9) for k, v in most.items()}, default=None, return_dtype=pl.Int64
     )
-    return rows.filter(~train | (place <= limit).fill_null(True))
+    return rows.with_columns(_lot=lots).filter(~train | (place <= limit).fill_null(True)).drop("_lot")
 
 
 def unpair(compared: pl.DataFrame) -> pl.DataFrame:

@@ -52,7 +52,7 @@ def mix(
         limit = pl.col("source").replace_strict(most, default=None, return_dtype=pl.Int64)
         place = pl.struct("lot", "at").rank("ordinal").over("source")
         held = _only(held, held.filter((place <= limit).fill_null(True)), "weigh.rows", left_out)
-    if share or temperature:
+    if share or (temperature and held.height):
         amounts = dict(held.group_by("source").agg(pl.col("size").sum()).sort("source").iter_rows())
         parts = (
             dict(share)
@@ -88,7 +88,7 @@ def targets(amounts: Mapping[str, float], parts: Mapping[str, float]) -> dict[st
     unnamed = [source for source in amounts if source not in parts]
     if unnamed:
         raise ValueError(f"weigh.share: no share for {', '.join(unnamed)}; name every source, 0 leaves one out")
-    whole = min(amounts[source] / part for source, part in parts.items() if part > 0)
+    whole = min((amounts[source] / part for source, part in parts.items() if part > 0), default=0.0)
     return {source: whole * parts[source] for source in amounts}
 
 
