@@ -196,7 +196,7 @@ def read(
         quote = ('"' if kind == "csv" else "") if quote is None else quote
         return Raw(name, _delimited(path, separator or ("," if kind == "csv" else "\t"), quote, limit), {})
     except _NOT_GZIP as error:
-        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+        raise ValueError(f"{path}: the gzip file is damaged: {error}; fetch it again") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -281,7 +281,7 @@ def _slice(path: Path, name: str, start: int) -> Raw:
     try:
         return Raw(name, pl.scan_parquet(path, glob=False).slice(start, PIECE_ROWS).collect(), {})
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _checked_parquet(path: Path) -> pl.LazyFrame:
@@ -290,7 +290,7 @@ def _checked_parquet(path: Path) -> pl.LazyFrame:
         frame.collect_schema()
         return frame
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -307,7 +307,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
                 rest = held[end:]
     except _NOT_GZIP as error:
         found = line + rest.count(b"\n") - 1
-        raise ValueError(f"{path}: the gzip file is damaged after line {found}: {error}") from None
+        raise ValueError(f"{path}: the gzip file is damaged after line {found}: {error}; fetch it again") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     if rest or line == 1:
@@ -404,7 +404,7 @@ def peek(
         _refuse_utf16(path, "json")
         return Raw(path.name, *_objects(enumerate(itertools.islice(_first_of_array(path), PEEKED))))
     except _NOT_GZIP as error:
-        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+        raise ValueError(f"{path}: the gzip file is damaged: {error}; fetch it again") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error}") from None
     except OSError as error:
@@ -465,7 +465,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
             for number, value in _values(lines, 1):
                 yield number, value
         except _NOT_GZIP as error:
-            raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
+            raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}; fetch it again") from None
 
 
 def strict_json(text: str | bytes) -> Any:
@@ -638,7 +638,7 @@ def _parquet(path: Path, limit: int | None) -> pl.DataFrame:
                 return pl.read_parquet(io.BytesIO(file.read()), n_rows=limit)
         return pl.scan_parquet(path, glob=False).head(limit).collect() if limit else pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.DataFrame:
