@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -306,12 +307,21 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
                     line += held.count(b"\n", 0, end)
                 rest = held[end:]
     except _NOT_GZIP as error:
-        found = line + rest.count(b"\n") - 1
-        raise ValueError(f"{path}: the gzip file is damaged after line {found}: {error}; fetch it again") from None
+        told = f"the gzip file is damaged after line {_sound_lines(path)}: {error}; fetch it again"
+        raise ValueError(f"{path}: {told}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     if rest or line == 1:
         yield line, rest
+
+
+def _sound_lines(path: Path) -> int:
+    """How many lines of a damaged gzip file come before the damage, or somewhat fewer."""
+    count = 0
+    with suppress(*_NOT_GZIP), _open(path) as file:
+        for _ in file:
+            count += 1
+    return count
 
 
 def _frame(lines: bytes) -> pl.DataFrame | None:
