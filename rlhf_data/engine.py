@@ -28,6 +28,7 @@ from rlhf_data.plan import (
     plan,
     remember,
     resolve_model,
+    written_by,
 )
 from rlhf_data.spec.sections import Spec
 
@@ -83,13 +84,13 @@ def run_step(
     inputs = {key: workspace.step(by_name[name].fingerprint) for key, name in planned.step.inputs.items()}
     for read_from in dict.fromkeys(inputs.values()):
         _check_undamaged(read_from)
-    if folder.is_dir():  # its snapshot was removed: a pointer to nothing
+    if folder.is_dir():  # damaged, or a pointer to a snapshot that was removed
         shutil.rmtree(folder)
     with files.whole_folder(folder) as out:
         counts = _function(planned, inputs, workspace)(out=out)
         (out / "step.json").write_text(json.dumps(_said(planned, inputs)))
         (out / "counts.json").write_text(json.dumps([count.as_dict() for count in counts]))
-        written = {path.name: files.digest(path) for path in sorted(out.glob("*.parquet"))}
+        written = {path.name: files.digest(path) for path in sorted(out.iterdir()) if path.is_file()}
         (out / "_SUCCESS").write_text(json.dumps(written))
     if on_step:
         on_step(planned, time.perf_counter() - started, counts)
@@ -98,7 +99,7 @@ def run_step(
 
 def _check_undamaged(step: Path) -> None:
     """ValueError where a step's tables are not what it wrote: Parquet alone would not notice a flipped byte."""
-    for name, written in json.loads((step / "_SUCCESS").read_text() or "{}").items():
+    for name, written in (written_by(step) or {}).items():
         if not (step / name).is_file() or files.digest(step / name) != written:
             raise ValueError(f"{step / name} is damaged: remove {step} and run again")
 

@@ -80,14 +80,15 @@ def digest(path: Path) -> str:
 def digests(paths: list[Path], remembered: Path) -> list[str]:
     """Digests of files; those whose path, size and time are as they were come from the JSON file `remembered`."""
     known: dict[str, str] = read_json(remembered) or {}
-    keys = [_key(path) for path in paths]
+    keys = [stamp(path) for path in paths]
     fresh = {key: digest(path) for key, path in zip(keys, paths, strict=True) if key not in known}
     if fresh:
         write_text(remembered, json.dumps(known | fresh, indent=0))
     return [(known | fresh)[key] for key in keys]
 
 
-def _key(path: Path) -> str:
+def stamp(path: Path) -> str:
+    """What of a file's entry in its folder changes whenever the file is written: path, size, times."""
     stat = path.stat()
     return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 

@@ -233,6 +233,7 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
         "limit": limit,
         **{key: getattr(source, key) for key in ("adapter", "options", "columns", "sql", "format", "hf", "category")},
     }
+    stamps = {table: [files.stamp(path) for path in paths] for table, paths in found.items()}  # before the digests
     content = {
         table: [[path.name, d] for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)]
         for table, paths in {**found, **_data_set_files(source.hf)}.items()
@@ -240,9 +241,8 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
     function = "rlhf_data.sources.ingest:ingest"
     digests = {table: [digest for _, digest in named] for table, named in content.items()}
     identity = {**parameters, "files": content}
-    return Step(
-        f"read:{name}", function, {}, {**parameters, "digests": digests, "version": code_version(function)}, identity
-    )
+    known = {"digests": digests, "stamps": stamps, "version": code_version(function)}
+    return Step(f"read:{name}", function, {}, {**parameters, **known}, identity)
 
 
 def _data_set_files(hf: str | None) -> dict[str, list[Path]]:
@@ -393,13 +393,24 @@ def _as_yaml(tree: dict[str, Any]) -> str:
 
 
 def is_done(step: Path) -> bool:
-    """Whether a step's folder holds its result: of a publish step, that its snapshot is whole."""
-    if not (step / "_SUCCESS").is_file():
+    """Whether a step's folder holds its result: of a publish step, that its snapshot is whole.
+
+    What it says of itself, a few small files, is compared with what was written; its tables only when they are read.
+    """
+    written = written_by(step)
+    if written is None or not all((step / name).is_file() for name in written):
+        return False
+    if any(files.digest(step / name) != told for name, told in written.items() if not name.endswith(".parquet")):
         return False
     if missing_chunks(step):
         return False
     pointer = step / "snapshot.json"
     return not pointer.is_file() or intact(Path((files.read_json(pointer) or {}).get("path", "")))
+
+
+def written_by(step: Path) -> dict[str, str] | None:
+    """The digest of each file that a finished step wrote; None where it never finished, or its mark is damaged."""
+    return files.read_json(step / "_SUCCESS")
 
 
 def _why(last: dict[str, Any] | None, facts: dict[str, Any], inputs: list[Planned]) -> str:

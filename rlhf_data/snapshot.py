@@ -89,7 +89,7 @@ def resolve(path: Path) -> Path:
         ValueError: there is none, or it was never finished.
     """
     if (path / "refs" / "latest").is_file():
-        path = path / (path / "refs" / "latest").read_text(encoding="utf-8").strip()
+        path = path / (path / "refs" / "latest").read_text(encoding="utf-8", errors="replace").strip()
     if not (path / "_SUCCESS").is_file():
         raise ValueError(f"no finished snapshot at {path}: it has no _SUCCESS; build it first")
     return path
@@ -328,7 +328,10 @@ def _splits(rows: pl.DataFrame) -> list[str]:
 
 def _latest_id(versions: Path) -> str | None:
     ref = versions / "refs" / "latest"
-    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+    try:
+        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
+    except UnicodeDecodeError:  # damaged, and about to be replaced
+        return None
 
 
 def _latest_with(

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from rlhf_data.accounting import Count
     from rlhf_data.plan import Planned
 
+
+# A full disk, a spent quota, a file larger than allowed.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Which extra of the package brings a library.
 EXTRAS = {
     "torch": "train",
@@ -62,8 +65,8 @@ def short(value: Any) -> str:
 
 def message(error: Exception) -> str:
     """An error as a sentence for the person at the terminal."""
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "os error 28" in str(error):  # as polars tells it
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or any(f"(os error {number})" in str(error) for number in FULL):  # as polars tells it
         where = getattr(error, "filename", None) or "while writing"
         return f"no space left on the disk ({where}); nothing was published: make room, then run the same command again"
     if isinstance(error, OSError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files, tables
 
@@ -45,7 +46,7 @@ class Chunk(NamedTuple):
 def whole(folder: Path) -> bool:
     """Whether a chunk is there, each of its files as long as it was written."""
     told = files.read_json(folder / "_SUCCESS")
-    return told is not None and all(
+    return _undamaged(told) and all(
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, (size, _) in told["files"].items()
     )
@@ -54,7 +55,17 @@ def whole(folder: Path) -> bool:
 def finish(folder: Path, facts: dict[str, Any]) -> None:
     """Mark a chunk as whole; `facts` is what else is known of it."""
     written = {path.name: (path.stat().st_size, files.digest(path)) for path in sorted(folder.glob("*.parquet"))}
-    (folder / "_SUCCESS").write_text(json.dumps({**facts, "files": written}))
+    told = {**facts, "files": written}
+    (folder / "_SUCCESS").write_text(json.dumps({**told, "digest": _digest(told)}))
+
+
+def _undamaged(told: Any) -> bool:
+    """Whether what a chunk says of itself is what `finish` wrote."""
+    return isinstance(told, dict) and told.pop("digest", None) == _digest(told)
+
+
+def _digest(told: dict[str, Any]) -> str:
+    return xxh3_128_hexdigest(json.dumps(told).encode())
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def digest(recipe: dict[str, Any]) -> str:
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a whole Parquet file or none."""
     with whole_file(path) as beside:
-        pq.write_table(table, beside, compression="zstd", compression_level=1)
+        pq.write_table(table, beside, compression="zstd", compression_level=1, write_page_checksum=True)
 
 
 def _recipe_folder(parent: Path, recipe: dict[str, Any]) -> Path:
@@ -142,7 +142,8 @@ def _read(folder: Path, prefix: str, schema: pa.Schema, columns: list[str]) -> p
 
 def _read_one(path: Path, wanted: pa.Schema) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read(columns=wanted.names).select(wanted.names).cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        return file.read(columns=wanted.names).select(wanted.names).cast(wanted)
+    except (pa.ArrowException, KeyError, OSError) as error:
         hint = f"delete it and score again ({error})"
         raise ValueError(f"{path} is not a readable part of the score store: {hint}") from error

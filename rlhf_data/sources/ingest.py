@@ -54,6 +54,7 @@ def ingest(
     files: Mapping[str, Sequence[str]],
     version: str = "",
     digests: Mapping[str, Sequence[str]] | None = None,
+    stamps: Mapping[str, Sequence[str]] | None = None,
     adapter: str | None = None,
     options: Mapping[str, Any] | None = None,
     columns: Mapping[str, Any] | None = None,
@@ -74,6 +75,7 @@ def ingest(
         files: the raw files of each table; "raw" is the table of a source that has only one.
         version: of the code that reads; chunks of another version are not used.
         digests: of the files' bytes, where they are known.
+        stamps: of the files, from before they were digested (see `files.stamp`): what changed since is refused.
         adapter: the adapter that reads them, or
         columns: the mapping that says which columns are what, or
         sql: the query that makes such columns; with none of the three the files have our names already.
@@ -108,12 +110,22 @@ def ingest(
         known = digests or {name: [disk.digest(Path(path)) for path in paths] for name, paths in files.items()}
         names = ROLES if adapter is None and columns is None else ()
         jobs = _jobs(files, known, hf, format, limit, reading, main, way, asked, whole=sql is not None, names=names)
-        made = _made(jobs, chunks, source, category)
+        check = partial(_check_unchanged, files, stamps or {})
+        made = _made(jobs, chunks, source, category, check)
+        check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     texts.write_chunks(out, [chunk for chunk, _ in made])
     tables.write(_quarantine([chunk for chunk, _ in made], source), out / "quarantine.parquet", "quarantine")
     return _totals([counts for _, counts in made])
+
+
+def _check_unchanged(files: Mapping[str, Sequence[str]], stamps: Mapping[str, Sequence[str]]) -> None:
+    """ValueError where a file is not the one that was digested: what is read of it would bear another file's name."""
+    for table, told in stamps.items():
+        for path, stamp in zip(files[table], told, strict=True):
+            if not Path(path).is_file() or disk.stamp(Path(path)) != stamp:
+                raise ValueError(f"{path} changed while it was read: run the same command again when it is complete")
 
 
 def _read_by(
@@ -181,14 +193,14 @@ def _jobs(
 
 
 def _made(
-    jobs: Iterator[Job], chunks: Path, source: str, category: str | None
+    jobs: Iterator[Job], chunks: Path, source: str, category: str | None, check: Callable[[], None]
 ) -> list[tuple[Chunk, tuple[Count, Count]]]:
     """The chunk of each job, in the jobs' order, and its counts; what was made before is taken as it is."""
     done: list[tuple[str, Path]] = []
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting = []
         for job in jobs:
-            waiting.append((job.file, pool.submit(_make, job, chunks, source, category)))
+            waiting.append((job.file, pool.submit(_make, job, chunks, source, category, check)))
             while len(waiting) > WORKERS:  # pieces of a file are held only as they are read
                 file, future = waiting.pop(0)
                 done.append((file, future.result()))
@@ -202,12 +214,13 @@ def _made(
     return made
 
 
-def _make(job: Job, chunks: Path, source: str, category: str | None) -> Path:
-    """The folder of one chunk; made now, unless it is there."""
+def _make(job: Job, chunks: Path, source: str, category: str | None, check: Callable[[], None]) -> Path:
+    """The folder of one chunk; made now, unless it is there. `check` raises where it was read from another file."""
     folder = chunks / job.key
     if texts.whole(folder):
         return folder
     settled = [_settle(part, source) for part in job.read()]
+    check()
     rows = pl.concat([part.rows for part in settled]).with_columns(pl.col("category").fill_null(pl.lit(category)))
     refused = pl.concat([part.refused for part in settled])
     if folder.is_dir():  # what is left of a damaged one

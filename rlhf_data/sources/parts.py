@@ -58,6 +58,9 @@ def mapped(loaded: Loaded, columns: Mapping[str, Any] | None) -> Iterator[Part]:
     for raws in loaded.values():
         for raw in raws:
             names = raw.columns() if raw.known is None else raw.known
+            if not names and raw.height == len(raw.broken):  # an empty file, or one of broken records alone
+                yield Part([raw], Read(no_rows(), table(raw, {}).rejects))
+                continue
             given = _sound(mapping.identity(names) if columns is None else columns, raw)
             asked = table(raw, mapping.wanted(given))
             yield Part([raw], _also(declared.read(asked.frame, columns=given), asked.rejects))

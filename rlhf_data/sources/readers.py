@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -196,7 +197,7 @@ def read(
         quote = ('"' if kind == "csv" else "") if quote is None else quote
         return Raw(name, _delimited(path, separator or ("," if kind == "csv" else "\t"), quote, limit), {})
     except _NOT_GZIP as error:
-        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+        raise ValueError(f"{path}: the gzip file is damaged: {error}; fetch it again") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -281,7 +282,7 @@ def _slice(path: Path, name: str, start: int) -> Raw:
     try:
         return Raw(name, pl.scan_parquet(path, glob=False).slice(start, PIECE_ROWS).collect(), {})
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _checked_parquet(path: Path) -> pl.LazyFrame:
@@ -290,7 +291,7 @@ def _checked_parquet(path: Path) -> pl.LazyFrame:
         frame.collect_schema()
         return frame
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -306,12 +307,21 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
                     line += held.count(b"\n", 0, end)
                 rest = held[end:]
     except _NOT_GZIP as error:
-        found = line + rest.count(b"\n") - 1
-        raise ValueError(f"{path}: the gzip file is damaged after line {found}: {error}") from None
+        told = f"the gzip file is damaged after line {_sound_lines(path)}: {error}; fetch it again"
+        raise ValueError(f"{path}: {told}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     if rest or line == 1:
         yield line, rest
+
+
+def _sound_lines(path: Path) -> int:
+    """How many lines of a damaged gzip file come before the damage, or somewhat fewer."""
+    count = 0
+    with suppress(*_NOT_GZIP), _open(path) as file:
+        for _ in file:
+            count += 1
+    return count
 
 
 def _frame(lines: bytes) -> pl.DataFrame | None:
@@ -404,7 +414,7 @@ def peek(
         _refuse_utf16(path, "json")
         return Raw(path.name, *_objects(enumerate(itertools.islice(_first_of_array(path), PEEKED))))
     except _NOT_GZIP as error:
-        raise ValueError(f"{path}: the gzip file is damaged: {error}") from None
+        raise ValueError(f"{path}: the gzip file is damaged: {error}; fetch it again") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8: {error}") from None
     except OSError as error:
@@ -465,7 +475,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
             for number, value in _values(lines, 1):
                 yield number, value
         except _NOT_GZIP as error:
-            raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}") from None
+            raise ValueError(f"{path}: the gzip file is damaged after line {number}: {error}; fetch it again") from None
 
 
 def strict_json(text: str | bytes) -> Any:
@@ -638,7 +648,7 @@ def _parquet(path: Path, limit: int | None) -> pl.DataFrame:
                 return pl.read_parquet(io.BytesIO(file.read()), n_rows=limit)
         return pl.scan_parquet(path, glob=False).head(limit).collect() if limit else pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise ValueError(f"{path}: not a whole Parquet file: {error}; fetch it again") from None
 
 
 def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.DataFrame:

@@ -225,19 +225,19 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
             path,
             (
                 f"nothing says what the columns mean; add adapter, columns or sql "
-                f"(the file has {', '.join(first) or 'no columns'})"
+                f"(the file has {', '.join(first) or 'no columns: no record of it is a JSON object'})"
             ),
         )
 
 
 def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:
-    """Columns and types of the first file of each of a source's tables."""
+    """Columns and types of the first file, of those with records, of each of a source's tables."""
     from rlhf_data.sources import READER_OPTIONS, cells, readers
     from rlhf_data.sources.places import find_files
 
     reading = {key: source.options[key] for key in READER_OPTIONS if key in source.options}
     return {
-        table: cells.types(readers.peek(files[0], format=source.format, **reading))
+        table: next(filter(None, (cells.types(readers.peek(f, format=source.format, **reading)) for f in files)), {})
         for table, files in find_files(source.path).items()
     }
 

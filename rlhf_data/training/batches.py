@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
+from rlhf_data.files import digest
 from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.logprobs import Group
@@ -62,10 +63,13 @@ def read_split(snapshot: Path, split: str) -> pa.Table:
     """All rows of one split of a published snapshot.
 
     Raises:
-        ValueError: no snapshot, or no such split in it.
+        ValueError: no snapshot, no such split in it, or a file that is not what was published.
     """
-    manifest_of(snapshot)
-    files = sorted((snapshot / "data").glob(f"{split}-*.parquet"))
+    told = {snapshot / file["path"]: file["digest"] for file in manifest_of(snapshot).get("files", [])}
+    files = sorted({path for path in (*told, *(snapshot / "data").iterdir()) if path.match(f"{split}-*.parquet")})
+    for path in files:
+        if path in told and not (path.is_file() and digest(path) == told[path]):
+            raise ValueError(f"{path} is damaged: remove {snapshot} and build it again")
     if not files:
         there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
         raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")

@@ -53,7 +53,7 @@ def test_only_a_line_feed_ends_a_line_of_json(tmp_path):
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "gzip file is damaged after line"),
         ("r.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], "gzip file is damaged"),
         ("r.json.gz", b"[]", "gzip file is damaged"),
-        ("r.parquet", b"PAR1", "not a Parquet file"),
+        ("r.parquet", b"PAR1", "not a whole Parquet file"),
         ("r.csv", "a,b\n1,2\n3\n", "Line: 3"),
         ("r.csv", "a,b\n1,2\n3,4,5\n", "Line: 3"),
         ("r.csv", 'a,b\n1,"2\n', "unterminated quote"),
