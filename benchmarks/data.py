@@ -318,7 +318,7 @@ def ours_published(strategy: str, folder: Path, prompts: int) -> Callable[[], in
     planned = plan(spec, Workspace(Path(".rlhf")))
     for step in planned:
         if step.step.name in ("shape", "weigh", "publish"):
-            shutil.rmtree(Workspace(Path(".rlhf")).step(step.fingerprint))
+            shutil.rmtree(Workspace(Path(".rlhf")).step(step.fingerprint), ignore_errors=True)
     shutil.rmtree(project / "snapshots")
     tables.contract("paired")
 
