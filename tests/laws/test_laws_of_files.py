@@ -167,7 +167,11 @@ def test_the_sizes_of_parts_and_the_number_of_workers_change_no_byte(seen, table
         assert digests(whole) == digests(cut)
         assert whole.manifest["content_hash"] == cut.manifest["content_hash"] == parted.manifest["content_hash"]
         assert whole.scan().collect().equals(parted.scan().collect())
-        assert whole.manifest["accounting"] == cut.manifest["accounting"]
+        # But for how many texts came again in another piece of their source, which is said of the step collect.
+        counts = [
+            [told for told in built.manifest["accounting"] if told["step"] != "collect"] for built in (whole, cut)
+        ]
+        assert counts[0] == counts[1]
 
 
 @raw.few_builds
