@@ -23,7 +23,7 @@ _patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.functi
 laws = settings(deadline=None, max_examples=CASES, suppress_health_check=_patient)
 # Of laws that read files or start from them a case takes a quarter of a second.
 laws_of_files = settings(laws, max_examples=max(1, CASES // 5))
-few_builds = settings(laws, max_examples=max(1, CASES // 12))  # a build takes a second
+few_builds = settings(laws, max_examples=max(2, CASES // 25))  # a build takes a second or two
 
 SOURCES = ("s", "t", "u")
 PROMPTS = ("q", "Q", " q\n", "ｑ", "why?", "why ?", "é", "é", "质量 为何?", "0")

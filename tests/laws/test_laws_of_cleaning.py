@@ -6,12 +6,12 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_data import texts
 from rlhf_data.clean.filter import filter_completions
 from rlhf_data.clean.steps import decontaminate, dedup
 from tests.laws import oracle, raw
 from tests.laws.raw import laws_of_files
 from tests.laws.way import Folder
-from tests.rows import answers_of
 
 KEYS = (("completion",), ("prompt",), ("prompt", "completion"))
 CONDITIONS = ("length(completion) > 1", "prompt = 'q'", "source <> 's'", "category = 'c'", "turns = 1")
@@ -20,7 +20,7 @@ some = raw.observations(fewest=1)
 
 def left(way):
     """The answers that are left, with their texts."""
-    rows = answers_of(way.path / "text").to_dicts()
+    rows = [row for batch in texts.completions_by_chunk(way.path / "text") for row in batch.to_dicts()]
     return {row["completion_id"]: (row["prompt"][0]["content"], row["completion"]) for row in rows}
 
 
@@ -77,14 +77,14 @@ def test_no_text_that_is_left_shares_a_run_of_words_with_an_evaluation_file(seen
         after = left(way.cleaned(decontaminate, files=[str(way.path / "eval.jsonl")], ngram=ngram))
     forbidden = {run for text in leaked for run in oracle.runs(text, ngram)}
 
-    def clean(texts):
-        asked, answered = texts
+    def clean(both):
+        asked, answered = both
         runs = set(oracle.runs(asked, ngram))
         # A short answer is never a leak by itself: it would take every "Yes".
         runs |= set(oracle.runs(answered, ngram)) if len(oracle.words(answered)) >= ngram else set()
         return not runs & forbidden
 
-    assert after == {key: texts for key, texts in before.items() if clean(texts)}
+    assert after == {key: both for key, both in before.items() if clean(both)}
 
 
 @laws_of_files
