@@ -61,10 +61,14 @@ def spoil(path: Path, how: str) -> None:
     path.write_bytes(content if how == "flipped" else content[: len(content) // 2])
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
-@pytest.mark.parametrize(
-    "name", ["counts.json", "step.json", "chunks.json", "snapshot.json", "rating.json", "_SUCCESS"]
-)
+ACCOUNT = ("counts.json", "step.json", "chunks.json", "snapshot.json", "rating.json", "_SUCCESS")
+# A flipped bit of a digest in _SUCCESS looks like one in the table that it is of, and is told as that.
+SPOILT = [
+    (name, how) for name in ACCOUNT for how in ("flipped", "cut", "gone") if (name, how) != ("_SUCCESS", "flipped")
+]
+
+
+@pytest.mark.parametrize(("name", "how"), SPOILT)
 def test_a_step_whose_account_of_itself_is_damaged_runs_again(name, how, disk):
     before = data_bytes(disk.snapshot)
     damaged = list(disk.folder.glob(f".rlhf/steps/*/{name}"))
