@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from rlhf_data.accounting import Count
     from rlhf_data.plan import Planned
 
-
-# A full disk, a spent quota, a file larger than allowed.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What it means that something cannot be written.
+FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "no space left of the disk quota",
+    errno.EFBIG: "a file is larger than this disk, or `ulimit -f`, allows",
+}
 # Which extra of the package brings a library.
 EXTRAS = {
     "torch": "train",
@@ -65,10 +68,11 @@ def short(value: Any) -> str:
 
 def message(error: Exception) -> str:
     """An error as a sentence for the person at the terminal."""
-    full = isinstance(error, OSError) and error.errno in FULL
-    if full or any(f"(os error {number})" in str(error) for number in FULL):  # as polars tells it
-        where = getattr(error, "filename", None) or "while writing"
-        return f"no space left on the disk ({where}); nothing was published: make room, then run the same command again"
+    for number, told in FULL.items():
+        # polars tells it in words only
+        if (isinstance(error, OSError) and error.errno == number) or f"(os error {number})" in str(error):
+            where = getattr(error, "filename", None) or "while writing"
+            return f"{told} ({where}); nothing was published: make room, then run the same command again"
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     return str(error)
