@@ -57,14 +57,21 @@ def snapshot_page(
             refused=quarantine.height,
             head=facts.headline(thin) if thin.height else None,
             licenses=licenses(manifest),
+            models=sorted((manifest["rating"] or {}).get("models") or [], key=_strength, reverse=True),
             **sections,
         )
     )
 
 
+def _strength(model: dict[str, Any]) -> float:
+    return model["strength"]
+
+
 def whole(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with None for each optional key that it leaves out, also within its files and sources."""
-    optional = dict.fromkeys(("about", "parent", "score", "limit", "versions", "content_hash", "spec_hash", "format"))
+    optional = dict.fromkeys(
+        ("rating", "about", "parent", "score", "limit", "versions", "content_hash", "spec_hash", "format", "mix")
+    )
     needed = {"rows": {}, "accounting": [], "files": [], "sources": {}}
     file = dict.fromkeys(("rows", "bytes", "digest"))
     return {
