@@ -241,7 +241,8 @@ loop.train(Path({str(paired)!r}), Path({str(tmp_path / "killed")!r}), rule="dpo"
         time.sleep(0.01)
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.wait()
-    assert len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) == 2
+    # The kill may fall between the newest checkpoint and the removal of the oldest.
+    assert len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) in (2, 3)
     run(paired, tmp_path / "killed", reference, **options)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "killed")[name]), name
