@@ -279,7 +279,11 @@ def _token_counter(model: dict[str, Any], workspace: Workspace) -> Callable[[Seq
 
     def count(texts: Sequence[str]) -> list[int]:
         batches = (texts[start : start + 10_000] for start in range(0, len(texts), 10_000))
-        return [len(ids) for batch in batches for ids in tokenizer(list(batch), add_special_tokens=False)["input_ids"]]
+        return [
+            len(ids)
+            for batch in batches
+            for ids in tokenizer(list(batch), add_special_tokens=False, verbose=False)["input_ids"]
+        ]
 
     return count
 

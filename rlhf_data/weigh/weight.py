@@ -125,9 +125,8 @@ def _tokens(
         raise ValueError("weigh.of: tokens needs a tokenizer")
     held = texts.completion_texts(text, pl.concat(rows[side] for side in SIDES[table]))
     counted = held.select("completion_row", n=pl.Series(count_tokens(held["completion"].to_list()), dtype=pl.Float64))
-    return pl.sum_horizontal(*(texts.looked_up(rows[side], counted, "n").alias(side) for side in SIDES[table])).pipe(
-        lambda total: pl.select(total).to_series()
-    )
+    first, *others = (texts.looked_up(rows[side], counted, "n") for side in SIDES[table])
+    return sum(others, start=first)
 
 
 def _learnt(

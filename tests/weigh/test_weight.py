@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_data import tables
+from rlhf_data import ids, tables
+from rlhf_data.rate.rate import rate
+from rlhf_data.shape.paired import to_paired
+from rlhf_data.shape.split import split
 from rlhf_data.weigh.weight import weigh
-from tests.rows import compared, identity, index, rated
+from tests.rows import compared, identity, index, rated, text_folder
 
 COUPLES = list(itertools.combinations("abcdef", 2))
 
@@ -130,3 +133,87 @@ def test_an_answer_whose_weight_is_none_is_refused_with_its_lineage(step):
 def test_no_rows_have_no_weights(table, step):
     kept, quarantine, count = step(table=table, row="1.0 / votes", source={"s": 2.0}, category={"x": 2.0}, clip=1.0)
     assert (kept.height, quarantine.height, count.rows_in) == (0, 0, 0)
+
+
+def pair_id(chosen: str, rejected: str) -> str:
+    return ids.pair_ids(pl.Series([identity(chosen)]), pl.Series([identity(rejected)]), "pair_id").item()
+
+
+def learnt(path, key: str, missing: float | None = None) -> dict:
+    return {"path": str(path), "key": key, "column": "w", "missing": missing}
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("category", ["x", "y"]),
+        ("source", ["s", "t"]),
+        ("chosen_id", [identity("a"), identity("b")]),
+        ("pair_id", [pair_id("a", "b"), pair_id("b", "c")]),
+    ],
+)
+def test_weights_learnt_elsewhere_multiply_the_others_by_any_key(step, tmp_path, key, keys):
+    pl.DataFrame({key: keys, "w": [0.5, 3]}).write_parquet(tmp_path / "w.parquet")
+    rows = [pair(0, category="x"), pair(5, category="y", source="t")]  # a over b, b over c
+    found = step(*rows, source={"s": 2.0}, learnt=learnt(tmp_path / "w.parquet", key))
+    assert weights(found) == [1.0, 3.0]
+
+
+def test_a_row_without_a_learnt_weight_is_refused_unless_one_is_said_for_it(step, tmp_path):
+    (tmp_path / "w.csv").write_text("category,w\nx,0.5\n")
+    rows = [pair(0, category="x"), pair(1, category="y"), pair(2)]
+    kept, quarantine, count = step(*rows, learnt=learnt(tmp_path / "w.csv", "category"))
+    assert kept["weight"].to_list() == [0.5]
+    assert (quarantine["code"].to_list(), count.quarantined) == (["weight.missing"] * 2, {"weight.missing": 2})
+    assert weights(step(*rows, learnt=learnt(tmp_path / "w.csv", "category", missing=4.0))) == [0.5, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        ("category,v\nx,1\n", "has no column w; it has category, v"),
+        ("category,w\nx,heavy\n", "w is String, not a number"),
+        ("category,w\nx,1\nx,2\n", "1 keys occur twice, such as category = x"),
+    ],
+)
+def test_a_table_of_weights_that_cannot_be_used_says_why(step, tmp_path, table, what):
+    (tmp_path / "w.csv").write_text(table)
+    with pytest.raises(ValueError, match=what):
+        step(pair(0, category="x"), learnt=learnt(tmp_path / "w.csv", "category"))
+
+
+def test_a_learnt_weight_that_is_none_is_refused(step, tmp_path):
+    pl.DataFrame({"category": ["x", "y"], "w": [float("nan"), -1.0]}).write_parquet(tmp_path / "w.parquet")
+    given_weights = learnt(tmp_path / "w.parquet", "category")
+    _, quarantine, _ = step(pair(0, category="x"), pair(1, category="y"), learnt=given_weights)
+    assert quarantine["code"].to_list() == ["weight.invalid", "weight.invalid"]
+
+
+def test_a_share_of_tokens_counts_those_of_both_answers_of_a_pair(tmp_path):
+    answers = {"short": ("one", "two"), "long": ("one two three four", "one two three four")}
+    records = {
+        name: [
+            {"prompt": f"{name} {i}?", "completion": f"{text} {i}", "rating": rating}
+            for i in range(12)
+            for text, rating in ((good, 2), (f"{bad} not", 1))
+        ]
+        for name, (good, bad) in answers.items()
+    }
+    text = text_folder(tmp_path / "text", records)
+    for folder, made in (("rate", rate), ("split", split)):
+        (tmp_path / folder).mkdir()
+        made({"text": text}, tmp_path / folder)
+    steps = {"rate": tmp_path / "rate", "split": tmp_path / "split", "text": text}
+    (shape := tmp_path / "shape").mkdir()
+    to_paired(steps, shape)
+    share = {"short": 0.5, "long": 0.5}
+    count_tokens = lambda texts: [len(text.split()) for text in texts]  # noqa: E731
+    kept = {}
+    for of in ("rows", "tokens"):
+        (out := tmp_path / of).mkdir()
+        asked = {"table": "paired", "share": share, "of": of, "count_tokens": count_tokens}
+        weigh({"shape": shape, "text": text, "rate": steps["rate"]}, out, **asked)
+        kept[of] = dict(tables.read(out / "rows.parquet", "paired_rows").group_by("source").len().iter_rows())
+    assert kept["rows"] == {"short": 12, "long": 12}
+    # A short pair has 2 + 3 tokens and a long one 5 + 6: of 60 tokens, five long pairs are 55, and six would be 66.
+    assert kept["tokens"] == {"short": 12, "long": 5}
