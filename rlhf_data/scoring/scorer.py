@@ -22,8 +22,9 @@ from xxhash import xxh3_128_hexdigest
 
 from rlhf_data.scoring import identity, models
 from rlhf_data.scoring.encode import ENCODING, encode, prompt_limit
-from rlhf_data.scoring.logprobs import NUMERICS, Group, Layout, default_budget, layout_of, plan, size, token_logps
+from rlhf_data.scoring.logprobs import NUMERICS, default_budget, layout_of, token_logps
 from rlhf_data.scoring.memory import in_words, preflight
+from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
 

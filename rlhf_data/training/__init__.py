@@ -2,6 +2,6 @@
 
 from rlhf_data.training.evaluate import compare
 from rlhf_data.training.generate import generate
-from rlhf_data.training.loop import train
+from rlhf_data.training.run import train
 
 __all__ = ["compare", "generate", "train"]

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from rlhf_data.files import digest
 from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.encode import Encoded, encode
-from rlhf_data.scoring.logprobs import Group
+from rlhf_data.scoring.packs import Group
 
 _PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from rlhf_data import rules
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
-from rlhf_data.scoring.logprobs import Group, Layout, plan, size, token_logps, token_logps_and_squares
+from rlhf_data.scoring.logprobs import token_logps, token_logps_and_squares
+from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import Weights, weighted_loss
 

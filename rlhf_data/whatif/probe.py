@@ -10,7 +10,8 @@ import torch
 from rlhf_data import ids
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.logprobs import Group, token_logps
+from rlhf_data.scoring.logprobs import token_logps
+from rlhf_data.scoring.packs import Group
 from rlhf_data.scoring.progress import bar
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.whatif.mass import ROOT_N, Size, Sizes, surprise

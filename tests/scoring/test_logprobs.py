@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf_data.scoring.logprobs import Group, layout_of, plan, size, token_logps
+from rlhf_data.scoring.logprobs import layout_of, token_logps
 from rlhf_data.scoring.memory import preflight
+from rlhf_data.scoring.packs import Group, plan, size
 from tests import tiny_model
 
 token = st.integers(3, 300)

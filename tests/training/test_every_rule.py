@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_data import rules
 from rlhf_data.scoring import models
-from rlhf_data.scoring.logprobs import Group, token_logps
+from rlhf_data.scoring.logprobs import token_logps
+from rlhf_data.scoring.packs import Group
 from rlhf_data.training import loop, train
 from rlhf_data.training.batches import Rows, batches_from, read_rows, read_split, steps_of_epoch
 from rlhf_data.training.step import Policy, accumulate, batch

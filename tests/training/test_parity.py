@@ -5,7 +5,8 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from rlhf_data.scoring.logprobs import Group, token_logps
+from rlhf_data.scoring.logprobs import token_logps
+from rlhf_data.scoring.packs import Group
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.step import Policy, accumulate
 from tests import tiny_model

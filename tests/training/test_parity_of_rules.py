@@ -12,7 +12,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardTrainer, SFT
 
 from rlhf_data import rules
 from rlhf_data.rules import Pairs
-from rlhf_data.scoring.logprobs import Group, token_logps
+from rlhf_data.scoring.logprobs import token_logps
+from rlhf_data.scoring.packs import Group
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import weighted_loss
 from rlhf_data.training.step import Policy, accumulate

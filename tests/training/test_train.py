@@ -199,7 +199,7 @@ def test_wrong_arguments_are_refused(options, message, paired, reference, tmp_pa
 
 
 def test_a_run_folder_of_another_run_is_refused(paired, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_data.training.loop._finish", lambda *a: 1 / 0)
+    monkeypatch.setattr("rlhf_data.training.run._finish", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(paired, tmp_path / "run", reference, checkpoint_every=1)
     with pytest.raises(ValueError, match=r"other arguments \(seed: was 0, is 1\)"):
@@ -228,11 +228,11 @@ def test_a_killed_run_ends_with_the_same_bits(paired, reference, tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-from rlhf_data.training import loop
+from rlhf_data.training import loop, train
 real = loop._step
 loop._step = lambda *a: (time.sleep(0.1), real(*a))[1]
-loop.train(Path({str(paired)!r}), Path({str(tmp_path / "killed")!r}), rule="dpo", model={reference!r},
-           max_length={MAX_LENGTH}, learning_rate=1e-3, cache=Path({str(tmp_path / "cache")!r}), **{options!r})
+train(Path({str(paired)!r}), Path({str(tmp_path / "killed")!r}), rule="dpo", model={reference!r},
+      max_length={MAX_LENGTH}, learning_rate=1e-3, cache=Path({str(tmp_path / "cache")!r}), **{options!r})
 """
     trainer = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90

@@ -13,7 +13,8 @@ from rlhf_data import rules, tables
 from rlhf_data.rules import Completions, Pairs
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.logprobs import Group, token_logps
+from rlhf_data.scoring.logprobs import token_logps
+from rlhf_data.scoring.packs import Group
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.training.loss import weighted_loss
 from rlhf_data.whatif import parse, weigh
