@@ -79,7 +79,7 @@ def _of_labels(rows: pl.DataFrame, expect: dict[str, Any]) -> list[str]:
 def _of_splits(rows: pl.DataFrame) -> list[str]:
     """A prompt in two splits is a fault of ours; nothing that holds one is published."""
     sides = rows.group_by("prompt").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
-    return [f"{sides.height} prompts stand in two splits, such as {sides['prompt'][0]}"] if sides.height else []
+    return [f"prompts stand in two splits, {sides.height} in all, such as {sides['prompt'][0]}"] if sides.height else []
 
 
 def _read(counts: list[Count]) -> int:

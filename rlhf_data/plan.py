@@ -25,7 +25,7 @@ from rlhf_data.spec.sections import Clean, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
-CALLED = {"rlhf_data.reference:attach": ("scoring",), "rlhf_data.snapshot:publish": ("report",)}
+CALLED = {"rlhf_data.reference:attach": ("scoring",), "rlhf_data.snapshot:publish": ("report", "expectations.py")}
 # Code that every data step leans on.
 SHARED = ("ids.py", "tables.py", "texts.py", "quarantine.py", "accounting.py", "shape/partners.py")
 
@@ -146,7 +146,6 @@ def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: in
         p.step.name: {
             "parameters": _identity(p.step),
             "code": code_version(p.step.function),
-            "inputs": [],
             "fingerprint": p.fingerprint,
         }
         for p in planned
@@ -202,7 +201,8 @@ def code_version(function: str) -> str:
         raise ValueError(f"no module for the step {function}")
     file, root = Path(module.origin), Path(__file__).parent
     own = [file] if file.parent == root else sorted(file.parent.glob("*.py"))
-    own += [path for name in CALLED.get(function, ()) for path in sorted((root / name).iterdir()) if path.is_file()]
+    for called in (root / name for name in CALLED.get(function, ())):
+        own += [called] if called.is_file() else [path for path in sorted(called.iterdir()) if path.is_file()]
     contracts = sorted(p for p in Path(str(tables.folder("schemas"))).iterdir() if p.suffix == ".yaml")
     hasher = xxh3_128()
     for path in [*own, *(root / name for name in SHARED), *contracts]:
@@ -270,6 +270,8 @@ def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) ->
         parameters = {"keep": operation.keep, "min_confidence": operation.min_confidence, "step": name, **of}
         return Step(name, f"{steps}:keep_languages", inputs, parameters)
     parameters = {"kinds": operation.kinds, "step": name, **of}
+    if operation.presidio is not None:
+        parameters |= {"presidio": operation.presidio, "language": operation.language}
     if operation.do == "mask":
         function = f"{steps}:mask_personal_data"
         return Step(name, function, inputs, {**parameters, "version": code_version(function)}, identity=parameters)

@@ -7,6 +7,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +24,9 @@ from rlhf_data.expectations import effective_rows, unmet
 if TYPE_CHECKING:
     import datasets
 
-ROWS_PER_FILE = 250_000
-FILES_AT_ONCE = 2  # whose texts are in memory together
+ROWS_PER_FILE = 125_000
+FILES_AT_ONCE = 4  # whose texts are in memory together
+WORKERS = 2  # files that are written at once
 SPLITS = ("train", "validation", "test")
 # Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
 SCORES = (
@@ -201,6 +203,7 @@ def publish(
             "rating": files.read_json(inputs["rate"] / "rating.json") or {},
             "score": recipe,
             "limit": limit,
+            "moved": _moved(versions, rows, known),
             "steps": steps or {},
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
@@ -262,6 +265,22 @@ def _mix(rows: pl.DataFrame, available: dict[str, int] | None) -> dict[str, dict
             "epochs": weight / (total / train.height) / there if total and there else 0.0,
         }
     return dict(sorted(found.items()))
+
+
+def _moved(versions: Path, rows: pl.DataFrame, known: texts.Names) -> dict[str, int]:
+    """How many prompts stand on another side of the split than in the latest snapshot: "train to test" → number.
+
+    Rows that arrive move no root, but they may join two clusters of near-duplicates; so does another `test`.
+    """
+    try:
+        before = Snapshot(versions).scan().select("prompt_id", before="split").unique().collect()
+    except (ValueError, OSError, pl.exceptions.PolarsError):  # there is none that can be read
+        return {}
+    now = rows.select("prompt_row", "split").unique()
+    both = now.with_columns(texts.looked_up(now["prompt_row"], known.prompts, "prompt_id")).join(before, on="prompt_id")
+    moved = both.select("before", pl.col("split").cast(pl.String)).filter(pl.col("before") != pl.col("split"))
+    counted = moved.group_by("before", "split").len().sort("before", "split")
+    return {f"{old} to {new}": n for old, new, n in counted.iter_rows()}
 
 
 def _records(counts: list[Count], source: str) -> int:
@@ -388,10 +407,12 @@ def _write(
     with files.whole_folder(final) as folder:
         (folder / "data").mkdir()
         (folder / "quarantine").mkdir()
+        held = []
         for split in manifest["rows"]:
-            _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
+            held += _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
-        manifest["files"], thin = _read_back(folder, table)
+        held.sort(key=lambda one: one[0]["path"])
+        manifest["files"], thin = [told for told, _ in held], pl.concat(rows for _, rows in held)
         check(thin.rename({"prompt_id": "prompt"}))
         files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
         files.write_text(folder / "README.md", card(manifest))
@@ -404,32 +425,41 @@ def _write(
     return final
 
 
-def _write_split(folder: Path, rows: pl.DataFrame, split: str, text: Path, known: texts.Names, table: str) -> None:
-    """The files of one split; texts are fetched for a few files at a time, so memory does not grow with the table."""
+def _write_split(
+    folder: Path, rows: pl.DataFrame, split: str, text: Path, known: texts.Names, table: str
+) -> list[tuple[dict[str, Any], pl.DataFrame]]:
+    """The files of one split, each told of and its rows without their texts, see `_read_back`.
+
+    Texts are fetched for a few files at a time, so memory does not grow with the table.
+    """
     count = max(1, -(-rows.height // ROWS_PER_FILE))
     size = -(-rows.height // count)
-    for first in range(0, count, FILES_AT_ONCE):
-        few = rows.slice(first * size, FILES_AT_ONCE * size)
-        answers = pl.concat(few[key] for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns)
-        held = {
-            "prompt": texts.prompt_texts(text, few["prompt_row"]),
-            "completion": texts.completion_texts(text, answers),
-        }
-        for k, part in enumerate(few.iter_slices(size), start=first):
-            whole = _with_texts(part, known, table, held)
-            tables.write_unchecked(whole, folder / f"{split}-{k:05d}-of-{count:05d}.parquet", table)
+    found = []
+    with ThreadPoolExecutor(WORKERS) as pool:  # compression leaves the interpreter, and most of the time, to others
+        for first in range(0, count, FILES_AT_ONCE):
+            few = rows.slice(first * size, FILES_AT_ONCE * size)
+            sides = [key for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns]
+            held = {
+                "prompt": texts.prompt_texts(text, few["prompt_row"]),
+                "completion": texts.completion_texts(text, pl.concat(few[key] for key in sides)),
+            }
+
+            def write(numbered: tuple[int, pl.DataFrame], held: dict[str, pl.DataFrame] = held) -> Any:
+                path = folder / f"{split}-{numbered[0]:05d}-of-{count:05d}.parquet"
+                tables.write_unchecked(_with_texts(numbered[1], known, table, held), path, table)
+                return _read_back(path, table)
+
+            found += pool.map(write, enumerate(few.iter_slices(max(1, size)), start=first))
+    return found
 
 
-def _read_back(folder: Path, table: str) -> tuple[list[dict[str, Any]], pl.DataFrame]:
-    """What lies in data/, read from disk and validated: the files, and the rows without their texts."""
+def _read_back(file: Path, table: str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """What lies on disk, validated: the file as the manifest tells of it, and its rows without their texts."""
     from rlhf_data.report import narrow
 
-    found, thin = [], []
-    for file in sorted((folder / "data").iterdir()):
-        rows = 0
-        for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True):
-            rows += tables.validate(part, table, unique=False).height
-            thin.append(narrow(part.lazy(), table).collect())
-        told = {"path": str(file.relative_to(folder)), "rows": rows, "bytes": file.stat().st_size}
-        found.append({**told, "digest": files.digest(file)})
-    return found, pl.concat(thin)
+    thin = []
+    for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True):
+        thin.append(narrow(tables.validate(part, table, unique=False).lazy(), table).collect())
+    rows = pl.concat(thin)
+    told = {"path": f"data/{file.name}", "rows": rows.height, "bytes": file.stat().st_size}
+    return {**told, "digest": files.digest(file)}, rows

@@ -36,6 +36,45 @@ def test_a_second_build_runs_nothing_and_publishes_nothing(built):
     assert built.left_over == []
 
 
+def test_a_snapshot_says_which_prompts_changed_sides_since_the_one_before(built):
+    assert built.snapshot.manifest["moved"] == {}
+    before = built.snapshot.scan().select("prompt_id", "split").unique().collect()
+    built.spec(SPEC.replace("test: 0.2", "test: 0.6"))
+    assert built.build() == 0
+    after = built.snapshot.scan().select("prompt_id", now="split").unique().collect().join(before, on="prompt_id")
+    n = after.filter(pl.col("now") != pl.col("split")).height
+    assert n > 0
+    assert built.snapshot.manifest["moved"] == {"train to test": n}
+    assert f"{n} prompts went from train to test" in (built.snapshot.path / "report.html").read_text()
+
+
+def test_a_prompt_that_joins_two_clusters_may_move_others_and_they_are_counted(project):
+    def prompt(number: int, first: str, last: str) -> str:
+        middle = [f"n{number}w{k}" for k in range(76)]
+        return " ".join(
+            [*(f"{first}{number}a{k}" for k in range(12)), *middle, *(f"{last}{number}b{k}" for k in range(12))]
+        )
+
+    def rows(first: str, last: str) -> list[dict]:
+        return [
+            {"prompt": prompt(n, first, last), "completion": f"{r} to {n}", "rating": r}
+            for n in range(30)
+            for r in (1, 5)
+        ]
+
+    project.spec(SPEC.replace("test: 0.2", "test: 0.5, by: prompt_cluster, near: 0.7"))
+    project.raw(rows("p", "q") + rows("x", "y"))  # too far apart to be near
+    assert project.build() == 0
+    before = project.snapshot.scan().select("prompt_id", before="split").unique().collect()
+    project.raw(rows("p", "y"), "later.jsonl")  # near both
+    assert project.build() == 0
+    both = project.snapshot.scan().select("prompt_id", "split").unique().collect().join(before, on="prompt_id")
+    moved = both.filter(pl.col("split") != pl.col("before"))
+    assert both.height == 60
+    assert 0 < moved.height < 60
+    assert sum(project.snapshot.manifest["moved"].values()) == moved.height
+
+
 def test_equal_content_is_not_published_again(built):
     built.spec(SPEC.replace("publish:", "expect: {quarantine_rate: 0.9}\npublish:"))
     assert built.build() == 0

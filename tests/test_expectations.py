@@ -57,7 +57,7 @@ def test_equal_weights_are_worth_their_number(weights, effective):
 
 def test_a_prompt_in_two_splits_is_never_published():
     frame = rows(prompt=[7, 7, 2, 3], split=["train", "test", "train", "test"])
-    assert told({}, frame) == ["1 prompts stand in two splits, such as 7"]
+    assert told({}, frame) == ["prompts stand in two splits, 1 in all, such as 7"]
 
 
 def test_where_no_row_is_left_it_is_said_where_they_went():

@@ -118,10 +118,13 @@ def _ends(chunk: pl.Series, chunks: Sequence[Chunk]) -> np.ndarray:
 
 def _merged(unit: str, rows: Sequence[np.ndarray], out: int, held: Sequence[str]) -> Count:
     """How many there are, and how many came again: in a later piece of the same source, or in another source."""
-    rows_in = sum(len(part) for part in rows)
-    by_source: dict[str, list[np.ndarray]] = {}
-    for source, part in zip(held, rows, strict=True):
-        by_source.setdefault(source, []).append(part)
-    within = sum(sum(map(len, parts)) - len(np.unique(np.concatenate(parts))) for parts in by_source.values())
+    rows_in = sum(map(len, rows))
+    within = 0
+    for source in dict.fromkeys(held):
+        there = np.zeros(out, bool)
+        own = [part for name, part in zip(held, rows, strict=True) if name == source]
+        for part in own:
+            there[part] = True
+        within += sum(map(len, own)) - int(np.count_nonzero(there))
     merged = {"in several pieces of a source": within, "in several sources": rows_in - out - within}
     return Count("collect", unit, rows_in, out, merged={reason: n for reason, n in merged.items() if n})

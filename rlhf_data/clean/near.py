@@ -118,20 +118,6 @@ def prompt_clusters(
     return clusters(prompt_ids, signatures(texts, unit=unit), threshold)
 
 
-def moves(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """The prompts that stand on another side than before, as happens when rows that arrive join two clusters.
-
-    Args:
-        before: prompt_id, split: as last published.
-        after: prompt_id, split: now.
-
-    Returns:
-        prompt_id, before, after; sorted by prompt_id.
-    """
-    both = before.select("prompt_id", before="split").join(after.select("prompt_id", after="split"), on="prompt_id")
-    return both.filter(pl.col("before") != pl.col("after")).sort("prompt_id")
-
-
 def _components(signatures: Signatures, order: NDArray[np.integer], threshold: float) -> NDArray[np.int64]:
     """The smallest row of each row's component; row i is signatures[order[i]]."""
     wanted = int(np.ceil(threshold * signatures.shape[1] - 1e-9))

@@ -7,6 +7,7 @@ out, its completions are.
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from rlhf_data.clean import contaminated, duplicates, language, near, pii
 from rlhf_data.clean.collect import collect
 from rlhf_data.files import whole_file, whole_folder
 from rlhf_data.quarantine import Refusal, refusals
+
+Finder = Callable[[pl.Series], pl.DataFrame]  # texts → what `pii.find` gives
 
 _LEFT = {"completion_row": pl.UInt32, "reason": pl.String}
 _AT_ONCE = 200_000  # completions whose texts are masked together
@@ -167,6 +170,8 @@ def mark_personal_data(
     out: Path,
     *,
     kinds: Sequence[str] | None = None,
+    presidio: str | None = None,
+    language: str = "en",
     refuse: bool = False,
     of: str = "both",
     step: str = "clean",
@@ -177,17 +182,19 @@ def mark_personal_data(
         inputs: one text folder.
         out: gets another, with marks.parquet (side, row, kind, start, end; of a prompt with all turns joined by blank
             lines) and, where rows are refused, quarantine.parquet.
-        kinds: of `pii.KINDS`; None: all.
+        kinds: of `pii.KINDS`, or of Presidio's entities; None: all.
+        presidio: the spaCy model of Presidio, which then looks in place of our patterns.
+        language: of the texts, for Presidio.
         refuse: whether completions that hold personal data, or whose prompts do, are refused, by the first kind in
             them; otherwise all stay.
         of: prompt, completion or both.
         step: the name it is accounted under.
     """
     (folder,) = inputs.values()
-    marks = [tables.empty("marks")]
+    marks, find = [tables.empty("marks")], _finder(kinds, presidio, language)
 
     def judge(side: str, held: pl.Series, rows: pl.Series) -> pl.Series:
-        found = pii.find(held, kinds)
+        found = find(held)
         marks.append(
             found.select(pl.lit(side).alias("side"), rows.gather(found["row"]).alias("row"), "kind", "start", "end")
         )
@@ -217,6 +224,8 @@ def mask_personal_data(
     chunks: Path,
     version: str = "",
     kinds: Sequence[str] | None = None,
+    presidio: str | None = None,
+    language: str = "en",
     of: str = "both",
     step: str = "clean",
 ) -> list[Count]:
@@ -230,20 +239,23 @@ def mask_personal_data(
         out: gets another, into new chunks.
         chunks: the folder of all chunks.
         version: of the code that masks; part of the chunks' names.
-        kinds: of `pii.KINDS`; None: all.
+        kinds: of `pii.KINDS`, or of Presidio's entities; None: all.
+        presidio: the spaCy model of Presidio, which then looks in place of our patterns.
+        language: of the texts, for Presidio.
         of: prompt, completion or both.
         step: the name it is accounted under.
     """
     (folder,) = inputs.values()
     completions, judgments = texts.read(folder, "completions"), texts.read(folder, "judgments")
     found, made = Counter[str](), dict[str, list[texts.Chunk]]()
+    find = _finder(kinds, presidio, language)
     for here in _whole_prompts(completions):
         prompts = texts.prompt_texts(folder, here["prompt_row"])
         answers = texts.completion_texts(folder, here["completion_row"])
         if of in ("prompt", "both"):
-            prompts = prompts.with_columns(_masked_turns(prompts["prompt"], kinds, found))
+            prompts = prompts.with_columns(_masked_turns(prompts["prompt"], find, found))
         if of in ("completion", "both"):
-            answers = answers.with_columns(_masked(answers["completion"], kinds, found))
+            answers = answers.with_columns(_masked(answers["completion"], find, found))
         prompts = prompts.with_columns(ids.prompt_ids(prompts["prompt"]), ids.split_keys(prompts["prompt"]))
         rows = here.join(answers, on="completion_row").join(prompts.select("prompt_row", "prompt_id"), on="prompt_row")
         rows = rows.with_columns(ids.completion_ids(rows["prompt_id"], rows["completion"]))
@@ -277,16 +289,23 @@ def _whole_prompts(completions: pl.DataFrame) -> Iterator[pl.DataFrame]:
         start = end
 
 
-def _masked(held: pl.Series, kinds: Sequence[str] | None, found: Counter[str]) -> pl.Series:
+def _finder(kinds: Sequence[str] | None, presidio: str | None, language: str) -> Finder:
+    """What looks for personal data: our patterns, or Presidio with a spaCy model."""
+    if presidio is None:
+        return partial(pii.find, kinds=kinds)
+    return partial(pii.find_with_presidio, kinds=kinds, language=language, model=presidio)
+
+
+def _masked(held: pl.Series, find: Finder, found: Counter[str]) -> pl.Series:
     """Texts masked; what was found is added to `found`."""
-    spans = pii.find(held, kinds)
+    spans = find(held)
     found.update(pii.counts(spans))
     return pii.mask(held, spans)
 
 
-def _masked_turns(prompts: pl.Series, kinds: Sequence[str] | None, found: Counter[str]) -> pl.Series:
+def _masked_turns(prompts: pl.Series, find: Finder, found: Counter[str]) -> pl.Series:
     turns = prompts.alias("prompt").to_frame().with_row_index("row").explode("prompt").unnest("prompt")
-    turns = turns.with_columns(_masked(turns["content"], kinds, found))
+    turns = turns.with_columns(_masked(turns["content"], find, found))
     messages = turns.select("row", prompt=pl.struct("role", "content"))
     return messages.group_by("row", maintain_order=True).agg("prompt")["prompt"]
 

@@ -118,6 +118,9 @@ def _steps(workspace: Workspace, specs: dict[str, Known], least: float) -> list[
     for path in sorted((workspace.root / "chunks").glob("[!.]*")):
         if path.name not in pieces and _age(path) > least:
             found.append(("piece", path, "of a raw file that no step points into"))
+    for path in sorted((workspace.root / "chunks" / ".files").glob("[!.]*.json")):
+        if not pieces.issuperset(files.read_json(path) or []) and _age(path) > least:
+            found.append(("list of pieces", path, "of a raw file that no step points into"))
     return found
 
 

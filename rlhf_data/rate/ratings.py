@@ -113,4 +113,18 @@ def _by_answer(judgments: pl.DataFrame, sums: dict[str, pl.Expr]) -> pl.DataFram
     ordered = judgments.sort("completion_row", maintain_order=True)
     if judgments["source"].n_unique() > 1:
         return ordered.group_by(ANSWER, maintain_order=True).agg(**sums)
-    return ordered.group_by("completion_row", maintain_order=True).agg(pl.col("prompt_row", "source").first(), **sums)
+    row = ordered["completion_row"]
+    again = (row == row.shift(1)).fill_null(False)
+    often = again | again.shift(-1).fill_null(False)
+    if any(name in judgments.columns for name in ("judgment_rows", "scaled")):
+        often = pl.repeat(True, len(row), dtype=pl.Boolean, eager=True)
+    grouped = ordered.filter(often).group_by("completion_row", maintain_order=True)
+    several = grouped.agg(pl.col("prompt_row", "source").first(), **sums).select(*ANSWER, *sums)
+    if often.all():
+        return several
+    # The only judgment of an answer, as most are, is its own mean.
+    alone = {"votes": pl.lit(1, dtype=pl.Int64), "judgment_rows": pl.concat_list("judgment_row")}
+    for kind in VALUED:
+        alone[f"_{kind}"] = pl.when(pl.col("kind") == kind).then("value")
+        alone[f"_{kind}_std"] = pl.lit(None, dtype=pl.Float64)
+    return pl.concat([several, ordered.filter(~often).select(*ANSWER, **{name: alone[name] for name in sums})])

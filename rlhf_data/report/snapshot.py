@@ -70,7 +70,19 @@ def _strength(model: dict[str, Any]) -> float:
 def whole(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with None for each optional key that it leaves out, also within its files and sources."""
     optional = dict.fromkeys(
-        ("rating", "about", "parent", "score", "limit", "versions", "content_hash", "spec_hash", "format", "mix")
+        (
+            "rating",
+            "about",
+            "parent",
+            "score",
+            "limit",
+            "versions",
+            "content_hash",
+            "spec_hash",
+            "format",
+            "mix",
+            "moved",
+        )
     )
     needed = {"rows": {}, "accounting": [], "files": [], "sources": {}}
     file = dict.fromkeys(("rows", "bytes", "digest"))

@@ -19,7 +19,6 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from rlhf_data.rules import (
@@ -52,6 +51,7 @@ from rlhf_data.rules.batch import (
     given,
     per_row,
 )
+from rlhf_data.words import hint
 
 __all__ = [
     "LOSSES",
@@ -267,7 +267,7 @@ def _known(name: Rule) -> _Known:
     if isinstance(name, str) and ":" in name:
         return _made(name, *own.own(name))
     if isinstance(name, str):
-        raise ValueError(f"no rule named '{name}'{_did_you_mean(name, RULES)}; known rules: {', '.join(RULES)}")
+        raise ValueError(f"no rule named '{name}'{hint(name, RULES, ': ')}; known rules: {', '.join(RULES)}")
     if isinstance(name, Mapping) and "sum" in name:
         return _summed(name)
     if isinstance(name, Mapping) and {"chosen", "rejected", "completion"} & name.keys():
@@ -340,7 +340,7 @@ def _check_values(known: _Known, values: Mapping[str, Any]) -> None:
     for parameter, value in values.items():
         if parameter not in has:
             raise ValueError(
-                f"{known.name} has no parameter '{parameter}'{_did_you_mean(parameter, has)}; "
+                f"{known.name} has no parameter '{parameter}'{hint(parameter, has, ': ')}; "
                 f"it has: {', '.join(has) or 'none'}"
             )
         _check_range(f"{known.name}: {parameter}", value, has[parameter].annotation)
@@ -360,11 +360,6 @@ def _check_range(where: str, value: Any, annotation: Any) -> None:
 def _holds(value: float, bound: str) -> bool:
     relation, limit = bound.split()
     return _OPERATORS[relation](value, float(limit))
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = get_close_matches(str(word), list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else ""
 
 
 def _on_batch(known: _Known, function: Callable[..., Any], parameters: dict[str, Any]) -> Callable[..., Any]:

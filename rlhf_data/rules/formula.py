@@ -10,10 +10,10 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_data.rules.batch import PairWeights, counted_by, quantities
+from rlhf_data.words import hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,7 +222,7 @@ class _Formula:
             case ast.Call(func=ast.Name(id=name)):
                 if name in FUNCTIONS:
                     raise self._at(node, f"the arguments of {name} have no names")
-                raise self._at(node.func, f"no function {name!r}{_hint(name, FUNCTIONS)}")
+                raise self._at(node.func, f"no function {name!r}{hint(name, FUNCTIONS, ': ')}")
         operation = getattr(node, "op", node)
         instead = _INSTEAD.get(
             type(operation), f"known are + - * / **, comparisons, and, or, not, {', '.join(FUNCTIONS)}"
@@ -249,7 +249,7 @@ class _Formula:
         if name in quantities(self.table):
             raise self._at(node, f"{name} is not one number a row of its own; write a rule in Python for it")
         known = [*self._known, *constants]
-        raise self._at(node, f"unknown symbol {name!r}{_hint(name, known) or '; known: ' + ', '.join(known)}")
+        raise self._at(node, f"unknown symbol {name!r}{hint(name, known, ': ') or '; known: ' + ', '.join(known)}")
 
     def _want(self, kind: str, constants: Mapping[str, float], *nodes: ast.expr) -> None:
         for node in nodes:
@@ -294,11 +294,6 @@ class _Formula:
 
     def _wrong(self, what: str, start: int, width: int) -> ValueError:
         return ValueError(f"{self.key}: {what}\n    {self.text}\n    {' ' * start}{'^' * max(1, width)}")
-
-
-def _hint(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _real(value: Any) -> Any:

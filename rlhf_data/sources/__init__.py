@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from rlhf_data.sources.cells import did_you_mean
+from rlhf_data.words import hint
 
 __all__ = ["ADAPTERS", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
@@ -60,8 +60,8 @@ def adapter(name: str) -> ModuleType:
         ValueError: no such adapter.
     """
     if name not in ADAPTERS:
-        hint = did_you_mean(name, ADAPTERS)
-        raise ValueError(f"no adapter named {name!r}{hint}; known adapters: {', '.join(ADAPTERS)}")
+        meant = hint(name, ADAPTERS, ", ")
+        raise ValueError(f"no adapter named {name!r}{meant}; known adapters: {', '.join(ADAPTERS)}")
     return importlib.import_module(f"rlhf_data.sources.{name}")
 
 
@@ -81,7 +81,7 @@ def check_options(name: str | None, options: Mapping[str, Any]) -> list[str]:
     own = adapter_options(name) if name else {}
     known = [*own, *READER_OPTIONS]
     unknown = [
-        f"{name or 'a source without adapter'} has no option {option!r}{did_you_mean(option, known)}; "
+        f"{name or 'a source without adapter'} has no option {option!r}{hint(option, known, ', ')}; "
         f"it has {', '.join(known)}"
         for option in options
         if option not in known

@@ -4,7 +4,6 @@ A path is a column's name, or reaches into it: `data.prompt`, `annotations[0].re
 name is the whole path wins.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ import polars as pl
 from rlhf_data.ids import MESSAGES
 from rlhf_data.sources.observations import REASON
 from rlhf_data.sources.readers import Raw, encodes, json_text
+from rlhf_data.words import hint
 
 # What a column can be asked for as, besides a polars type:
 INFER: Final = "infer"  # whatever most of its cells are
@@ -151,16 +151,10 @@ def _lacking(raw: Raw, paths: Iterable[str]) -> list[str]:
 def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:
     """For each path whose column is not among `columns`: what is wrong and what was probably meant."""
     return [
-        f"no column {path!r}{did_you_mean(path, columns)}; the columns are {', '.join(columns) or 'none'}"
+        f"no column {path!r}{hint(path, columns, ', ')}; the columns are {', '.join(columns) or 'none'}"
         for path in paths
         if path not in columns and tokens(path)[0] not in columns
     ]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1) or [name for name in names if name.startswith(word)]
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def tokens(path: str) -> list[str | int]:

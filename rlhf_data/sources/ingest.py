@@ -1,5 +1,6 @@
 """The first step: raw files → chunks of prompts, completions and observations, every record accounted for."""
 
+import json
 import os
 import shutil
 from bisect import bisect_right
@@ -18,13 +19,13 @@ from rlhf_data import sources, tables, texts
 from rlhf_data.accounting import Count, summed
 from rlhf_data.ids import completion_ids, content_id, prompt_ids, split_keys
 from rlhf_data.sources import readers
-from rlhf_data.sources.cells import did_you_mean
 from rlhf_data.sources.mapping import ROLES
 from rlhf_data.sources.observations import REASON
 from rlhf_data.sources.parts import Part, adapted, mapped, queried
 from rlhf_data.sources.readers import Raw
 from rlhf_data.sources.refusals import observations, refusals
 from rlhf_data.texts import Chunk
+from rlhf_data.words import hint
 
 WORKERS = 2  # pieces that are read at once; polars and Arrow leave the interpreter to each other
 
@@ -109,7 +110,9 @@ def ingest(
         asked = repr((version, adapter, options, columns, sql, format, reading, category, limit))
         known = digests or {name: [disk.digest(Path(path)) for path in paths] for name, paths in files.items()}
         names = ROLES if adapter is None and columns is None else ()
-        jobs = _jobs(files, known, hf, format, limit, reading, main, way, asked, whole=sql is not None, names=names)
+        jobs = _jobs(
+            files, known, chunks, hf, format, limit, reading, main, way, asked, whole=sql is not None, names=names
+        )
         check = partial(_check_unchanged, files, stamps or {})
         made = _made(jobs, chunks, source, category, check)
         check()
@@ -143,6 +146,7 @@ def _read_by(
 def _jobs(
     files: Mapping[str, Sequence[str]],
     digests: Mapping[str, Sequence[str]],
+    chunks: Path,
     hf: str | None,
     format: str | None,
     limit: int | None,
@@ -157,6 +161,7 @@ def _jobs(
     """What there is to read: each piece of each file by itself, or the tables of a relational source together.
 
     Where `whole`, files are not cut: a query may group, sort and compare all rows of one. `readers.pieces` has `names`.
+    A file whose pieces were all read before is not opened: its pieces are listed under its digest.
     """
     if hf is not None:
         key = content_id(asked, hf, repr(digests.get("hf")))
@@ -184,12 +189,24 @@ def _jobs(
 
             yield Job(content_id(asked, digest, name), name, quick)
             continue
+        listed = chunks / ".files" / f"{content_id(asked, digest, name)}.json"
+        read_before = disk.read_json(listed) or []
+        if read_before and all(texts.whole(chunks / key) for key in read_before):
+            yield from (Job(key, name, partial(_removed, path)) for key in read_before)
+            continue
+        keys = []
         for piece in readers.pieces(path, name=name, format=format, digest=digest, names=names, **reading):
 
             def load(piece: readers.Piece = piece) -> Iterable[Part]:
                 return way({table: iter([piece.load()])})
 
-            yield Job(content_id(asked, piece.digest, name), name, load)
+            keys.append(content_id(asked, piece.digest, name))
+            yield Job(keys[-1], name, load)
+        disk.write_text(listed, json.dumps(keys))
+
+
+def _removed(path: str) -> Iterable[Part]:
+    raise ValueError(f"what was read of {path} was removed just now, by another process: run the same command again")
 
 
 def _made(
@@ -240,7 +257,7 @@ def _main(files: Mapping[str, Sequence[str]], adapter: str | None) -> str:
         ValueError: the files are of other tables than the adapter's.
     """
     known = list(sources.adapter(adapter).TABLES) if adapter else list(files) or ["raw"]
-    unknown = [f"{name!r}{did_you_mean(name, known)}" for name in files if name not in known]
+    unknown = [f"{name!r}{hint(name, known, ', ')}" for name in files if name not in known]
     missing = [name for name in known if name not in files] if files else []
     if unknown or missing:
         raise ValueError(f"{adapter} reads the tables {', '.join(known)}; given: {', '.join(files)}")

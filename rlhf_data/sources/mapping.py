@@ -22,7 +22,8 @@ from typing import Any, cast
 
 import polars as pl
 
-from rlhf_data.sources.cells import INFER, SCALAR, TURNS, Wanted, absent, did_you_mean, tokens
+from rlhf_data.sources.cells import INFER, SCALAR, TURNS, Wanted, absent, tokens
+from rlhf_data.words import hint
 
 TEXTS = ("prompt", "system", "completion", "other", "chosen", "rejected")
 NUMBERS = ("rating", "label", "rank", "preference")
@@ -149,8 +150,8 @@ def _located(columns: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...]
 
 def _role_problems(role: Any, source: Any, where: tuple[Any, ...]) -> list[Problem]:
     if role not in ROLES:
-        hint = did_you_mean(str(role), (*ROLES, "each"))
-        return [(where, f"is no part of an observation{hint}; known: {', '.join((*ROLES, 'each'))}")]
+        meant = hint(str(role), (*ROLES, "each"), ", ")
+        return [(where, f"is no part of an observation{meant}; known: {', '.join((*ROLES, 'each'))}")]
     if isinstance(source, Mapping) and role == "rating" and source and not _SOURCES.keys() & source.keys():
         return [p for aspect, part in source.items() for p in _source_problems(role, part, (*where, aspect))]
     return _source_problems(role, source, where)
@@ -169,7 +170,7 @@ def _source_problems(role: str, source: Any, where: tuple[Any, ...]) -> list[Pro
     kind = kinds.pop()
     known = {kind, *_SOURCES[kind]}
     found: list[Problem] = [
-        ((*where, key), f"is unknown beside `{kind}`{did_you_mean(str(key), known)}; known: {', '.join(sorted(known))}")
+        ((*where, key), f"is unknown beside `{kind}`{hint(str(key), known, ', ')}; known: {', '.join(sorted(known))}")
         for key in source
         if key not in known
     ]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_data.sources import helpsteer, ultrafeedback
-from rlhf_data.sources.cells import did_you_mean, tokens
+from rlhf_data.sources.cells import tokens
+from rlhf_data.words import hint
 
 PERIOD = 20  # records from one oddity of a kind to the next
 _TOPICS = ("tides", "sourdough", "binary search", "the French Revolution", "photosynthesis", "chess openings")
@@ -39,7 +40,7 @@ def make(name: str, path: Path, n: int, seed: int = 0) -> Path:
         ValueError: no such form.
     """
     if name not in FORMS:
-        raise ValueError(f"no form named {name!r}{did_you_mean(name, FORMS)}; known forms: {', '.join(FORMS)}")
+        raise ValueError(f"no form named {name!r}{hint(name, FORMS, ', ')}; known forms: {', '.join(FORMS)}")
     rng = random.Random(seed)
     lines = [json.dumps(_record(FORMS[name], rng, index), ensure_ascii=False) for index in range(n)]
     path.parent.mkdir(parents=True, exist_ok=True)

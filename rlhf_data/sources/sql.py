@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from rlhf_data.sources.cells import did_you_mean
 from rlhf_data.sources.mapping import ROLES, identity, problems
+from rlhf_data.words import hint
 
 _SELECT = re.compile(r"^\s*SELECT\s", re.IGNORECASE)
 _BY_NUMBER = re.compile(r"\bBY\s+(ALL\b|\d)|\bSELECT\s+(DISTINCT|ALL)\b", re.IGNORECASE)
@@ -49,7 +49,7 @@ def check_sql(sql: str, schemas: Mapping[str, Mapping[str, pl.DataType]]) -> lis
             return [str(error)]
     known = {*ROLES, "record"}
     unknown = [
-        f"its column {name!r} is no part of an observation{did_you_mean(name, known)}; known: {', '.join(ROLES)}"
+        f"its column {name!r} is no part of an observation{hint(name, known, ', ')}; known: {', '.join(ROLES)}"
         for name in names
         if name not in known
     ]

@@ -99,7 +99,13 @@ def _clean(path: Path, operation: Clean) -> Iterator[Found]:
             return
         for file in (file for named in found.values() for file in named if file.suffix.lower() not in SUFFIXES):
             yield (*path, "against"), f"cannot look for texts in {file}; use {', '.join(SUFFIXES)}"
-    if operation.kinds is not None:
+    if operation.presidio is not None:
+        for package in (name for name in ("presidio_analyzer", "spacy") if importlib.util.find_spec(name) is None):
+            yield (*path, "presidio"), f"{package} is not installed: pip install 'rlhf_data[pii]'"
+            return
+        if importlib.util.find_spec(operation.presidio) is None:
+            yield (*path, "presidio"), f"no spaCy model {operation.presidio!r} is installed; pip install it"
+    elif operation.kinds is not None:
         from rlhf_data.clean.pii import KINDS
 
         for kind in (kind for kind in operation.kinds if kind not in KINDS):

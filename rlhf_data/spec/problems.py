@@ -1,8 +1,9 @@
 """A problem of a spec: where it is, what is wrong, how to fix it."""
 
-import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from rlhf_data.words import hint
 
 Path = tuple[str | int, ...]
 
@@ -47,7 +48,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "did you mean 'adjacent'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "none is known here"
+    return hint(name, names) or (f"known: {', '.join(names)}" if names else "none is known here")

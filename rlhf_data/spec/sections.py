@@ -116,7 +116,7 @@ OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dedup": (("keys",), ("near", "prefer")),
     "decontaminate": (("against",), ("ngram", "of")),
     "language": (("keep",), ("min_confidence", "of")),
-    "pii": (("do",), ("kinds", "of")),
+    "pii": (("do",), ("kinds", "of", "presidio", "language")),
 }
 DEDUP_KEYS = (["prompt"], ["completion"], ["completion", "prompt"], ["pair"])
 Near = Annotated[float, Field(gt=0.0, le=1.0, description="estimated Jaccard similarity of sets of 5 characters")]
@@ -139,6 +139,8 @@ class Clean(Section):
     min_confidence: Share = 0.0
     do: Annotated[str, AfterValidator(one_of("mark", "mask", "quarantine"))] | None = None
     kinds: Texts | None = None
+    presidio: str | None = Field(None, description="an installed spaCy model: Presidio looks in place of our patterns")
+    language: str = Field("en", description="of the texts, for Presidio")
     of: Annotated[str, AfterValidator(one_of("prompt", "completion", "both"))] | None = None
 
     @model_validator(mode="after")
@@ -149,6 +151,8 @@ class Clean(Section):
         for key in must:
             if getattr(self, key) is None:
                 raise _refuse(f"op {self.op} needs {key}")
+        if "language" in self.model_fields_set and self.presidio is None:
+            raise _refuse("language is Presidio's; say presidio: and a spaCy model, or leave language out")
         if self.keys is not None and sorted(self.keys) not in DEDUP_KEYS:
             raise _refuse("keys must be [prompt], [completion], [prompt, completion] or [pair]")
         return self

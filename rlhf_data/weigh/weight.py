@@ -146,7 +146,9 @@ def _learnt(
         raise ValueError(f"weigh.weight.table: {path}: {column} is {given.schema[column]}, not a number")
     twice = given.filter(pl.col(key).is_duplicated())[key].unique().sort()
     if len(twice):
-        raise ValueError(f"weigh.weight.table: {path}: {len(twice)} keys occur twice, such as {key} = {twice[0]}")
+        raise ValueError(
+            f"weigh.weight.table: {path}: {len(twice)} of its keys stand twice, such as {key} = {twice[0]}"
+        )
     if key in ("source", "category"):
         asked = rows[key].cast(pl.String)
     elif key in ("pair_id", "completion_id"):

@@ -184,12 +184,6 @@ def test_the_method_is_named_by_all_that_changes_signatures():
     assert len(names) == 4
 
 
-def test_moves_are_the_prompts_that_changed_sides():
-    before = pl.DataFrame({"prompt_id": ["a", "b", "c"], "split": ["train", "test", "train"]})
-    after = pl.DataFrame({"prompt_id": ["c", "b", "d"], "split": ["test", "test", "train"]})
-    assert near.moves(before, after).rows() == [("c", "train", "test")]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from rlhf_data import tables, texts
-from rlhf_data.clean import near, steps
+from rlhf_data.clean import near, pii, steps
 from rlhf_data.clean.collect import collect
 from rlhf_data.sources.ingest import ingest
 
@@ -213,6 +213,21 @@ def test_marking_leaves_everything_and_says_where_it_is(folder):
     assert {count.unit: count.out for count in counts[2:]} == {
         "email in texts": 2, "ip_address in texts": 1, "phone in texts": 1,
     }  # fmt: skip
+
+
+def test_presidio_looks_where_a_spacy_model_is_named(folder, monkeypatch):
+    asked = []
+
+    def find(texts, kinds=None, *, language, model):
+        asked.append((kinds, language, model))
+        rows = [(row, "person", 0, 4) for row, text in enumerate(texts) if text.startswith("good")]
+        return pl.DataFrame(rows, schema=pii.FOUND, orient="row")
+
+    monkeypatch.setattr(pii, "find_with_presidio", find)
+    held = folder(a=PERSONAL)
+    held.run(steps.mark_personal_data, refuse=True, presidio="xx_core", language="de", kinds=["PERSON"])
+    assert sorted(held.completions) == ["Dear a@d.co", "bad", "call 415-555-2671", "here", "no", "there"]
+    assert set(map(repr, asked)) == {repr((["PERSON"], "de", "xx_core"))}
 
 
 def test_what_holds_personal_data_goes_to_quarantine_with_its_lineage(folder):

@@ -170,6 +170,8 @@ WRONG = [
     clean("evaluation files of another kind", "{op: decontaminate, against: demo.yaml}", ".against: cannot look for texts in demo.yaml; use .jsonl"),
     clean("runs of no word", "{op: decontaminate, against: raw/r.jsonl, ngram: 0}", ".ngram: must be greater than or equal to 1"),
     clean("nothing to do", "{op: pii, kinds: [email]}", ": op pii needs do"),
+    clean("a language that nobody asked for", "{op: pii, do: mark, language: de}", ": language is Presidio's; say presidio: and a spaCy model, or leave language out"),
+    clean("no such spaCy model", "{op: pii, do: mark, presidio: xx_none}", ".presidio: "),
     clean("an unknown kind", "{op: pii, do: mark, kinds: [mail]}", ".kinds: no kind 'mail' of personal data; did you mean 'email'?"),
     clean("an unknown language", "{op: language, keep: [english]}", ".keep: no language 'english'; use codes of ISO 639"),
     case("near without clusters", "test: 0.2", "test: 0.2, near: 0.9", 9, "split: near says which prompts are a cluster"),

@@ -173,7 +173,7 @@ def test_a_row_without_a_learnt_weight_is_refused_unless_one_is_said_for_it(step
     [
         ("category,v\nx,1\n", "has no column w; it has category, v"),
         ("category,w\nx,heavy\n", "w is String, not a number"),
-        ("category,w\nx,1\nx,2\n", "1 keys occur twice, such as category = x"),
+        ("category,w\nx,1\nx,2\n", "1 of its keys stand twice, such as category = x"),
     ],
 )
 def test_a_table_of_weights_that_cannot_be_used_says_why(step, tmp_path, table, what):
