@@ -121,6 +121,7 @@ def make_rated(folder: Path, prompts: int) -> Path:
 def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
     """Read rated answers, pair them, write two row numbers and the margin: what the peers do with texts."""
     import polars as pl
+    import pyarrow.parquet as pq
 
     from rlhf_data.shape.pairing import propose
     from rlhf_data.tables import read
@@ -132,7 +133,11 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
         answers = read(rated / "rated.parquet", "rated", columns)
         answers = answers.with_columns(read(rated / "completions.parquet", "completion_index", ["bits"])["bits"])
         pairs = propose(answers, strategy, 0).filter(pl.col("margin") >= MARGIN)
-        pairs.select("chosen_row", "rejected_row", "margin").write_parquet(out, compression="zstd", compression_level=1)
+        narrow = pairs.select("chosen_row", "rejected_row", "margin").to_arrow()
+        rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
+        pq.write_table(
+            narrow, out, compression="zstd", compression_level=1, use_dictionary=["margin"], column_encoding=rows
+        )
         return pairs.height
 
     return pair

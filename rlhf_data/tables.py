@@ -6,7 +6,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -225,21 +225,28 @@ def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
         path: a .parquet file; its folder exists.
         name: whose contract it keeps.
     """
-    from polars.io.plugins import register_io_source
+    import pyarrow.parquet as pq
 
-    def parts(*_: Any) -> Iterator[pl.DataFrame]:
-        for frame in frames:
-            yield validate(conform(frame, name), name)
-
-    with files.whole_file(path) as temporary:
-        register_io_source(parts, schema=pl.Schema(columns(name))).sink_parquet(
+    types = columns(name)
+    # Differences of row numbers take a fifth of the bytes and of the time that the numbers take.
+    numbers = {column: "DELTA_BINARY_PACKED" for column, dtype in types.items() if dtype == pl.UInt32}
+    numbers |= {f"{column}.list.element": "DELTA_BINARY_PACKED" for column, dtype in types.items() if dtype == UINT32S}
+    few = [column for column, dtype in types.items() if dtype not in (pl.UInt32, UINT32S)]
+    with (
+        files.whole_file(path) as temporary,
+        pq.ParquetWriter(
             temporary,
+            empty(name).to_arrow().schema,
             compression="zstd",
             compression_level=1,
-            row_group_size=ROW_GROUP,
-            metadata={"rlhf_data.table": name},
-            maintain_order=True,
-        )
+            use_dictionary=few,  # pyright: ignore[reportArgumentType]: its stub knows only the one way
+            column_encoding=numbers,
+        ) as writer,
+    ):
+        for frame in frames:
+            part = validate(conform(frame, name), name).to_arrow()
+            writer.write_table(part.cast(writer.schema), row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata({"rlhf_data.table": name})
 
 
 def read(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:

@@ -88,17 +88,23 @@ def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
         return ids.keyed_hash(answers["bits"].gather(order[places]), strategy, seed).to_numpy()
 
     chosen, rejected = STRATEGIES[strategy](Ranked(starts[sizes > 1], sizes[sizes > 1], draw))
-    side = answers.select("prompt_row", "source", "completion_row", "reward", "votes")
-    better, worse = side[order[chosen]], side.drop("prompt_row", "source")[order[rejected]]
-    return better.select(
-        "prompt_row",
-        "source",
-        worse["completion_row"].alias("rejected_row"),
-        chosen_row="completion_row",
-        chosen_reward="reward",
-        rejected_reward=worse["reward"],
-        margin=pl.col("reward") - worse["reward"],
-        votes=pl.col("votes") + worse["votes"],
+    better, worse = order[chosen], order[rejected]
+    columns = ("prompt_row", "completion_row", "reward", "votes")
+    prompt, row, reward, votes = (answers[column].to_numpy() for column in columns)
+    one = len(keys) == 1 and answers.height
+    source = answers["source"].new_from_index(0, len(better)) if one else answers["source"].gather(better)
+    chosen_reward, rejected_reward = reward[better], reward[worse]
+    return pl.DataFrame(
+        {
+            "prompt_row": prompt[better],
+            "source": source,
+            "rejected_row": row[worse],
+            "chosen_row": row[better],
+            "chosen_reward": chosen_reward,
+            "rejected_reward": rejected_reward,
+            "margin": chosen_reward - rejected_reward,
+            "votes": votes[better] + votes[worse],
+        }
     )
 
 

@@ -271,7 +271,7 @@ def _columns_among(path: Path, names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for line, block in _blocks(path):
         open_names = [name for name in names if name not in found]
-        keys = [json.dumps(name, ensure_ascii=ascii).encode() for name in open_names for ascii in (True, False)]
+        keys = {json.dumps(name, ensure_ascii=ascii).encode() for name in open_names for ascii in (True, False)}
         if any(key in block and re.search(re.escape(key) + rb"\s*:", block) for key in keys):
             there = set(Raw("", lines=block, line=line).columns())
             found.update(dict.fromkeys(name for name in open_names if name in there))
