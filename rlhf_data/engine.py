@@ -171,12 +171,12 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     """The name of a run: a digest of all that decides its result."""
     from rlhf_data import rules
     from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
+    from rlhf_data.training.settings import SPEED
 
     assert spec.train is not None
     arguments = train_arguments(spec, workspace, limit)
     model = arguments.pop("model")
-    for speed_only in ("token_budget", "checkpoint_every"):
-        arguments.pop(speed_only)
+    arguments = {name: value for name, value in arguments.items() if name not in SPEED}
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
     code = package_version("rules", "scoring", "training") + "".join(
