@@ -1,7 +1,7 @@
 """Several processes that train one policy: who runs which rows, and what they tell each other.
 
-torchrun starts the processes, one a device. All of them read the same rows and know the same step; each runs its share of
-a step's rows, and log-probs and gradients are exchanged so that every rank takes the same step. Rank 0 alone writes.
+torchrun starts the processes, one a device. All of them read the same rows and know the same step; each runs its share
+of a step's rows, and log-probs and gradients are exchanged so that every rank takes the same step. Rank 0 alone writes.
 """
 
 import os

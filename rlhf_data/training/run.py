@@ -16,8 +16,10 @@ from rlhf_data.scoring.identity import content_hash
 from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
-from rlhf_data.training.policy import prepare
+from rlhf_data.training.policy import deterministically, prepare
+from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
 from rlhf_data.training.settings import Settings
+from rlhf_data.training.sharding import whole_state
 
 
 def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
@@ -43,29 +45,40 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
     if (run / "_SUCCESS").is_file():
         return json.loads((run / "manifest.json").read_text())
     settings = Settings(**options)
-    device = models.device_name(settings.device)
+    with joined(models.device_name(settings.device)) as (ranks, device), deterministically(settings.deterministic):
+        return _train(snapshot, run, settings, ranks, device, cache, progress and ranks.first)
+
+
+def _train(
+    snapshot: Path, run: Path, settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
+) -> dict[str, Any]:
     recipe = manifest_of(snapshot).get("score")
     if any(column.startswith("ref_") for column in rules.columns(settings.rule)):
         check_encoding(recipe, settings.encoding)
-    arguments = _arguments(snapshot, settings, device, cache)
-    _claim(run, arguments)
+    # The first rank alone digests files and dequantises a model: the others find both in the cache.
+    arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
+    by_first(ranks, lambda: _claim(run, arguments))
+    by_first(ranks, lambda: models.plain_folder(settings.model, cache).name)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    rows = _rows(snapshot, settings, cache)
-    policy, tokenizer, memory = prepare(settings, device, cache, progress)
+    rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
+    policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
     outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress)
     manifest = arguments | {
         "rows": len(rows),
         "dropped": rows.dropped,
         **outcome,
-        "device": device,
+        "device": device.partition(":")[0],
+        "ranks": ranks.world,
+        "sharded": policy.sharded,
         "layout": policy.layout,
         "token_budget": policy.token_budget,
         "memory": memory,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(time.monotonic() - started, 3),
     }
-    return _finish(run, policy.model, tokenizer, manifest, cache)
+    weights = whole_state(policy.model, kept=ranks.first)
+    return by_first(ranks, lambda: _finish(run, policy.model, tokenizer, manifest, cache, weights))
 
 
 def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> dict[str, Any]:
@@ -108,11 +121,16 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
 
 
 def _finish(
-    run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
+    run: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: dict[str, Any],
+    cache: Path,
+    weights: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
     with files.whole_folder(run / "model") as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
     files.write_text(run / "manifest.json", json.dumps(manifest, indent=2))

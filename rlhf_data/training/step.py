@@ -121,7 +121,7 @@ def accumulate(
     elif rules.averages_over_batch(rule) or rules.memory(rule):
         if work.single:  # the graph of the only forward is kept until the weights are known
             held = [_forward(policy, _of(groups, part), squares) for part in work.forwards]
-            measured = _told(policy, groups, work, held)
+            measured = _told(policy, groups, work, held, squares)
         else:
             measured = _without_gradients(policy, groups, work, squares)
         step = batch_of(whole, measured)
@@ -140,7 +140,7 @@ def accumulate(
             part_weights = weigh(part_batch, memory) if weights is None else _take(weights, part, groups)
             weighted_loss(part_batch, part_weights, normaliser=normaliser).backward()
     if step is None:
-        step = batch_of(whole, _told(policy, groups, work, done))
+        step = batch_of(whole, _told(policy, groups, work, done, squares))
     ran = sum(size(group, policy.layout) for group in groups)
     return Step(step, weigh(step, memory) if weights is None else weights, ran, dict(memory or {}))
 
@@ -169,7 +169,8 @@ def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
 
 @torch.no_grad()
 def _without_gradients(policy: Policy, groups: Sequence[Group], work: Work, squares: bool) -> Measured:
-    return _told(policy, groups, work, [_forward(policy, _of(groups, part), squares) for part in work.forwards])
+    measured = [_forward(policy, _of(groups, part), squares) for part in work.forwards]
+    return _told(policy, groups, work, measured, squares)
 
 
 def _of(groups: Sequence[Group], part: Sequence[int]) -> list[Group]:
@@ -177,7 +178,7 @@ def _of(groups: Sequence[Group], part: Sequence[int]) -> list[Group]:
     return [groups[i] for i in part] or list(groups[:1])
 
 
-def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequence[Measured]) -> Measured:
+def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequence[Measured], squares: bool) -> Measured:
     """What all ranks measured of a step, in its order, without graph; `measured` are this rank's forwards."""
     mine = [one.detached() for part, one in zip(work.forwards, measured, strict=True) if part]
     device = policy.model.device
@@ -190,7 +191,7 @@ def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequenc
         each = iter(values.split([n for i in rows for n in lengths[i]]))
         for i in rows:
             whole[i] = [next(each) for _ in lengths[i]]
-    if not any(one.mean_log_p2 is not None for one in measured):
+    if not squares:
         return Measured(whole)
     means = [one.mean_log_p2.flatten() for one in mine if one.mean_log_p2 is not None]
     sides = len(groups[0].completions)
