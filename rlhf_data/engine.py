@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,8 +133,11 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     data = current_snapshot(spec, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
-    with _alone(run):
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun all train and one writes
+    with _alone(run) if first else nullcontext():
         fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    if not first:
+        return run
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -72,9 +74,9 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
         raise ValueError(f"{type(model).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for layer in layers:
-        layer.training = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -85,7 +87,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     kinds = set(model._no_split_modules or ())
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
         for name, part in layer.named_children():
-            if "attn" not in name and "attention" not in name:
+            if not name.endswith(("attn", "attention")):
                 part.compile(dynamic=True)
 
 

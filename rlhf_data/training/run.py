@@ -19,7 +19,7 @@ from rlhf_data.training.loop import optimise
 from rlhf_data.training.policy import deterministically, prepare
 from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
 from rlhf_data.training.settings import Settings
-from rlhf_data.training.sharding import whole_state
+from rlhf_data.training.sharding import plain, whole_state
 
 
 def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
@@ -77,8 +77,14 @@ def _train(
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(time.monotonic() - started, 3),
     }
-    weights = whole_state(policy.model, kept=ranks.first)
-    return by_first(ranks, lambda: _finish(run, policy.model, tokenizer, manifest, cache, weights))
+    weights = whole_state(policy.model, kept=ranks.first) if policy.sharded else {}
+
+    def finish() -> dict[str, Any]:
+        return _finish(
+            run, plain(policy.model, weights) if policy.sharded else policy.model, tokenizer, manifest, cache
+        )
+
+    return by_first(ranks, finish)
 
 
 def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> dict[str, Any]:
@@ -121,16 +127,11 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
 
 
 def _finish(
-    run: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    manifest: dict[str, Any],
-    cache: Path,
-    weights: dict[str, torch.Tensor],
+    run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
     with files.whole_folder(run / "model") as folder:
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
     files.write_text(run / "manifest.json", json.dumps(manifest, indent=2))

@@ -1,5 +1,6 @@
 """Parameters, gradients and optimizer state in shares, one a rank (FSDP2); and the same made whole again."""
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from rlhf_data.scoring.packs import Group, Layout
 from rlhf_data.training.step import measure
 
 
@@ -26,8 +28,26 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
         fully_shard(layer, mp_policy=travels)
     fully_shard(model)
-    model.measure = MethodType(measure, model)
+    model.measure = MethodType(_measure, model)
     register_fsdp_forward_method(model, "measure")
+
+
+def _measure(
+    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool
+) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
+    logps, log_p2 = measure(model, groups, layout, squares)
+    return [[one.clone() for one in group] for group in logps], log_p2  # FSDP's hooks do not hold on views
+
+
+def plain(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """A model on the CPU like `model` was before it was divided, with `weights`, which are whole."""
+    kind = type(model).__bases__[1]  # FSDP makes a class of its own, from itself and the model's
+    with torch.device("meta"):
+        one = kind(model.config)
+    one.load_state_dict(weights, assign=True)
+    one.tie_weights()
+    one.generation_config = model.generation_config
+    return one
 
 
 def whole(tensor: Tensor) -> Tensor:
