@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
-from rlhf_data.scoring.identity import content_hash
+from rlhf_data.scoring.identity import content_hash, template_hash
 from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
@@ -94,6 +94,7 @@ def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> 
         "snapshot": source.get("id", snapshot.name),
         "content_hash": source.get("content_hash"),
         "model_hash": content_hash(settings.model, cache),
+        "template_hash": template_hash(settings.model, settings.template, cache),
         **settings.deciding(device),
     }
 
