@@ -37,7 +37,7 @@ def save(
     }
     if not writes:
         return
-    with whole_folder(folder / f"step-{step}") as beside:
+    with whole_folder(folder / f"step-{step}", lasting=True) as beside:
         torch.save(state, beside / "state.pt")
     for old in _steps(folder)[:-_KEPT]:
         shutil.rmtree(folder / f"step-{old}")
