@@ -432,7 +432,13 @@ class Train(BaseModel):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_grad_norm: Positive = 1.0
     checkpoint_every: Count = Field(200, description="steps")
-    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = Field(
+        "auto", description="of matrix products; parameters are float32 always"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    shard: bool = Field(False, description="under torchrun, divide parameters among the ranks")
+    compile: bool = Field(False, description="compile what does not depend on packing; for GPUs")
+    deterministic: bool = Field(False, description="refuse operations that depend on the order of threads")
     template: str | None = None
     max_length: Count | None = None
     max_prompt_length: Count | None = None

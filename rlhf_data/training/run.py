@@ -1,7 +1,6 @@
 """Training with any rule from a snapshot; a killed run goes on exactly where it stood."""
 
 import json
-import math
 import shutil
 import time
 from importlib.metadata import version
@@ -13,46 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
-from rlhf_data.scoring.encode import prompt_limit
-from rlhf_data.scoring.identity import content_hash
-from rlhf_data.scoring.logprobs import default_budget, layout_of
-from rlhf_data.scoring.memory import in_words, preflight
-from rlhf_data.scoring.progress import say
-from rlhf_data.training.batches import manifest_of, read_rows, read_split
+from rlhf_data.scoring.identity import content_hash, template_hash
+from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
-from rlhf_data.training.optimizer import Schedule
-from rlhf_data.training.step import Policy
+from rlhf_data.training.policy import deterministically, prepare
+from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
+from rlhf_data.training.settings import Settings
+from rlhf_data.training.sharding import plain, whole_state
 
 
-def train(
-    snapshot: Path,
-    run: Path,
-    *,
-    rule: rules.Rule,
-    parameters: dict[str, Any] | None = None,
-    model: dict[str, Any],
-    template: str = "chat",
-    max_length: int = 1024,
-    max_prompt_length: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    split: str = "train",
-    epochs: float = 1.0,
-    max_steps: int | None = None,
-    batch_size: int = 16,
-    token_budget: int | None = None,
-    learning_rate: float = 1e-6,
-    warmup: float = 0.1,
-    schedule: Schedule = "linear",
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    seed: int = 0,
-    checkpoint_every: int = 100,
-    cache: Path,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Train `model` on a snapshot with a rule; without dropout, by AdamW.
+def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
+    """Train a model on a snapshot with a rule; without dropout, by AdamW.
 
     A run that has finished returns its manifest at once; one that was killed resumes from its last checkpoint and, on
     a CPU, ends with the same bits as if it had not been.
@@ -60,117 +31,86 @@ def train(
     Args:
         snapshot: folder of a published snapshot.
         run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
-        rule: a name of `rules.RULES`, or a rule in any other form that `rlhf_data.rules` knows.
-        parameters: the rule's hyperparameters; its defaults for the rest.
-        model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from.
-        template: see `scoring.encode.encode`; as when the references were scored.
-        max_length: most tokens of prompt and completion.
-        max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default.
-        dtype: of the parameters; "auto" is float32 on every device, as small updates vanish in bfloat16.
-        device: see `models.load`.
-        split: which part of the snapshot to train on.
-        epochs: passes over the rows; may be a fraction.
-        max_steps: an upper limit to optimizer steps.
-        batch_size: rows of an optimizer step, however many forwards that takes; on average, where a rule wants all
-            answers to a prompt in one step.
-        token_budget: most tokens of a forward; changes speed and memory, not the result beyond rounding.
-        learning_rate: its peak.
-        warmup: share of the steps over which it rises from 0.
-        schedule: how it falls after that: "linear" or "cosine" to 0, or "constant".
-        weight_decay: AdamW's, on matrices only.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        seed: of the order of rows.
-        checkpoint_every: steps between checkpoints; 0 for none.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows loss and tokens per second.
+        options: fields of `Settings`; `rule` and `model` must be there.
 
     Returns:
         The run's manifest: everything to repeat it, and what came out.
 
     Raises:
-        ValueError: wrong arguments; a snapshot that does not serve the rule; references that are not of these tokens;
+        ValueError: wrong options; a snapshot that does not serve the rule; references that are not of these tokens;
             a run folder of another run; too little memory; a loss or gradient that is no number.
     """
     if (run / "_SUCCESS").is_file():
         return json.loads((run / "manifest.json").read_text())
-    device = models.device_name(device)
-    parameters = rules.parameters(rule) | (parameters or {})
-    source = manifest_of(snapshot)
-    encoding = {
-        "template": template,
-        "max_length": max_length,
-        "max_prompt_length": prompt_limit(max_length, max_prompt_length),
+    settings = Settings(**options)
+    with joined(models.device_name(settings.device)) as (ranks, device), deterministically(settings.deterministic):
+        return _train(snapshot, run, settings, ranks, device, cache, progress and ranks.first)
+
+
+def _train(
+    snapshot: Path, run: Path, settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
+) -> dict[str, Any]:
+    recipe = manifest_of(snapshot).get("score")
+    if any(column.startswith("ref_") for column in rules.columns(settings.rule)):
+        check_encoding(recipe, settings.encoding)
+    # The first rank alone digests files and dequantises a model: the others find both in the cache.
+    arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
+    by_first(ranks, lambda: _claim(run, arguments))
+    by_first(ranks, lambda: models.plain_folder(settings.model, cache).name)
+    torch.manual_seed(settings.seed)
+    started = time.monotonic()
+    rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
+    policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
+    outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress)
+    manifest = arguments | {
+        "rows": len(rows),
+        "dropped": rows.dropped,
+        **outcome,
+        "device": device.partition(":")[0],
+        "ranks": ranks.world,
+        "sharded": policy.sharded,
+        "layout": policy.layout,
+        "token_budget": policy.token_budget,
+        "memory": memory,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "seconds": round(time.monotonic() - started, 3),
     }
-    arguments = {
+    weights = whole_state(policy.model, kept=ranks.first) if policy.sharded else {}
+
+    def finish() -> dict[str, Any]:
+        return _finish(
+            run, plain(policy.model, weights) if policy.sharded else policy.model, tokenizer, manifest, cache
+        )
+
+    return by_first(ranks, finish)
+
+
+def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> dict[str, Any]:
+    """All that decides a run's result: what a run that resumes must have in common with the one that was killed."""
+    source = manifest_of(snapshot)
+    return {
         "snapshot": source.get("id", snapshot.name),
         "content_hash": source.get("content_hash"),
-        "split": split,
-        "rule": rule,
-        "parameters": parameters,
-        "model": model,
-        "model_hash": content_hash(model, cache),
-        **encoding,
-        # float32 on a GPU too: AdamW's steps are smaller than what bfloat16 can tell apart
-        "dtype": "float32" if dtype == "auto" else models.dtype_name(dtype, device),
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "schedule": schedule,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "seed": seed,
+        "model_hash": content_hash(settings.model, cache),
+        "template_hash": template_hash(settings.model, settings.template, cache),
+        **settings.deciding(device),
     }
-    _check(arguments)
-    if any(column.startswith("ref_") for column in rules.columns(rule)):
-        check_encoding(source.get("score"), encoding)
-    _claim(run, arguments)
-    torch.manual_seed(seed)
-    started = time.monotonic()
-    rows = read_rows(
-        read_split(snapshot, split),
-        models.load_tokenizer(model, cache=cache),
+
+
+def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
+    rule = settings.rule
+    return read_rows(
+        read_split(snapshot, settings.split),
+        models.load_tokenizer(settings.model, cache=cache),
         kind=rules.table(rule),
         filled=rules.columns(rule),
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
-        **encoding,
+        **settings.encoding,
     )
-    net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)
-    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
-    memory = preflight(net, policy.token_budget, training=True)
-    say(in_words(memory), shown=progress)
-    outcome = optimise(run, policy, rows, arguments, source.get("score"), checkpoint_every, progress)
-    manifest = arguments | {
-        "rows": len(rows),
-        "dropped": rows.dropped,
-        **outcome,
-        "device": device,
-        "layout": policy.layout,
-        "token_budget": policy.token_budget,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    return _finish(run, net, tokenizer, manifest, cache)
-
-
-def _check(arguments: dict[str, Any]) -> None:
-    rules.check_parameters(arguments["rule"], arguments["parameters"])
-    limits = {
-        "epochs": arguments["epochs"] > 0,
-        "batch_size": arguments["batch_size"] >= 1,
-        "max_steps": arguments["max_steps"] is None or arguments["max_steps"] >= 1,
-        "learning_rate": 0 < arguments["learning_rate"] < math.inf,
-        "warmup": 0 <= arguments["warmup"] <= 1,
-        "schedule": arguments["schedule"] in ("linear", "cosine", "constant"),
-        "weight_decay": arguments["weight_decay"] >= 0,
-        "max_grad_norm": arguments["max_grad_norm"] >= 0,
-    }
-    if wrong := [name for name, holds in limits.items() if not holds]:
-        values = ", ".join(f"{name} {arguments[name]!r}" for name in wrong)
-        raise ValueError(f"out of range: {values}; see the documentation of train")
 
 
 def _claim(run: Path, arguments: dict[str, Any]) -> None:
@@ -191,7 +131,7 @@ def _finish(
     run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
-    with files.whole_folder(run / "model") as folder:
+    with files.whole_folder(run / "model", lasting=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
