@@ -34,10 +34,11 @@ def preflight(model: PreTrainedModel, token_budget: int, *, training: bool = Fal
     hidden, inner = shape.hidden_size, getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size
     layers = shape.num_hidden_layers if training else 1
     per_token = layers * (14 * hidden + 4 * inner) * element
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     sizes = {
         "weights": weights,
-        "gradients": weights if training else 0,
-        "optimizer": 2 * weights if training else 0,
+        "gradients": trained if training else 0,
+        "optimizer": 2 * trained if training else 0,
         "activations": per_token * token_budget,
         "head": _CHUNK_COPIES * _CHUNK_ROWS * shape.vocab_size * 4,
     }
