@@ -8,6 +8,7 @@ from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import say
+from rlhf_data.training.adapters import attach
 from rlhf_data.training.settings import Settings
 from rlhf_data.training.step import Policy
 
@@ -23,7 +24,8 @@ def prepare(
     net, tokenizer = models.load(
         settings.model, dtype="float32", device=device, max_length=settings.max_length, cache=cache
     )
-    policy = Policy(net, layout_of(net), settings.token_budget or default_budget(net))
+    adapter = None if settings.lora is None else attach(net, **settings.lora, seed=settings.seed)
+    policy = Policy(net, layout_of(net), settings.token_budget or default_budget(net), adapter)
     memory = preflight(net, policy.token_budget, training=True)
     say(in_words(memory), shown=progress)
     return policy, tokenizer, memory

@@ -3,21 +3,26 @@
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.identity import content_hash
+from rlhf_data.scoring.progress import say
+from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
+from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
 from rlhf_data.training.policy import prepare
 from rlhf_data.training.settings import Settings
+from rlhf_data.training.step import Policy
 
 
 def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
     settings = Settings(**options)
     device = models.device_name(settings.device)
     recipe = manifest_of(snapshot).get("score")
-    if any(column.startswith("ref_") for column in rules.columns(settings.rule)):
+    if any(column.startswith("ref_") for column in _stored(settings, rules.columns(settings.rule))):
         check_encoding(recipe, settings.encoding)
     arguments = _arguments(snapshot, settings, device, cache)
     _claim(run, arguments)
@@ -53,19 +58,22 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
     started = time.monotonic()
     rows = _rows(snapshot, settings, cache)
     policy, tokenizer, memory = prepare(settings, device, cache, progress)
-    outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress)
+    beside = _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress)
+    outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress, beside)
     manifest = arguments | {
         "rows": len(rows),
         "dropped": rows.dropped,
+        "blended": {part.name: {"rows": len(part.rows), "dropped": part.rows.dropped} for part in beside.parts},
         **outcome,
         "device": device,
         "layout": policy.layout,
+        "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
         "token_budget": policy.token_budget,
         "memory": memory,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(time.monotonic() - started, 3),
     }
-    return _finish(run, policy.model, tokenizer, manifest, cache)
+    return _finish(run, policy, tokenizer, manifest, settings.model, cache)
 
 
 def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> dict[str, Any]:
@@ -85,12 +93,43 @@ def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
         read_split(snapshot, settings.split),
         models.load_tokenizer(settings.model, cache=cache),
         kind=rules.table(rule),
-        filled=rules.columns(rule),
+        filled=_stored(settings, rules.columns(rule)),
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
         **settings.encoding,
     )
+
+
+def _stored(settings: Settings, columns: Sequence[str]) -> Sequence[str]:
+    """Of the columns that a rule reads, those that the snapshot must hold."""
+    return columns if settings.reference is None else averaging.stored_columns(columns)
+
+
+def _beside(
+    settings: Settings,
+    policy: Policy,
+    identities: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: dict[str, Any] | None,
+    progress: bool,
+) -> Beside:
+    """The moving reference and the further tables that the settings ask for."""
+    parts = blend.read(
+        settings.blend or (),
+        identities,
+        tokenizer,
+        split=settings.split,
+        seed=settings.seed,
+        encoding=settings.encoding,
+        stored=lambda columns: _stored(settings, columns),
+    )
+    if settings.reference is None:
+        return Beside(parts=parts)
+    if recipe is not None:
+        say("the reference moves with the policy: stored scores are not valid any more, and not read", shown=progress)
+    said = averaging.moving(settings.reference)
+    return Beside(averaging.follow(policy.model, **said, adapted=policy.adapter is not None), parts)
 
 
 def _claim(run: Path, arguments: dict[str, Any]) -> None:
@@ -108,9 +147,21 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
 
 
 def _finish(
-    run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
+    run: Path,
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: dict[str, Any],
+    start: dict[str, Any],
+    cache: Path,
 ) -> dict[str, Any]:
-    shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
+    for name in ("adapter", "model"):
+        shutil.rmtree(run / name, ignore_errors=True)  # of an attempt that was killed here
+    model = policy.model
+    if policy.adapter is not None:
+        with files.whole_folder(run / "adapter") as folder:
+            adapters.save(policy.adapter, folder)
+        manifest |= {"adapted_model_hash": content_hash({**start, "adapter": str(run / "adapter")}, cache)}
+        model = adapters.merge(policy.adapter)
     with files.whole_folder(run / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -18,11 +18,12 @@ from rlhf_data.training.loss import Weights, weighted_loss
 
 @dataclass(frozen=True)
 class Policy:
-    """A model with the way its batches are laid out."""
+    """A model with the way its batches are laid out; `adapter` is peft's hold on it, where only that is trained."""
 
     model: PreTrainedModel
     layout: Layout
     token_budget: int
+    adapter: Any = None
 
 
 class Step(NamedTuple):
@@ -58,8 +59,10 @@ def accumulate(
     rule: Rule,
     parameters: dict[str, Any],
     memory: dict[str, float] | None = None,
+    *,
+    coefficient: float = 1.0,
 ) -> Step:
-    """Add the gradient of `weighted_loss` over the rows `picked` to the model's.
+    """Add the gradient of `weighted_loss` over the rows `picked`, times `coefficient`, to the model's.
 
     A rule that averages over its batch, or remembers, sees the whole step: where that takes several forwards, its
     weights come from a first pass without gradients. Rows of the step's batch stand in the order of `picked`.
@@ -68,7 +71,7 @@ def accumulate(
     groups = [rows.groups[i] for i in picked]
     parts = plan(groups, policy.token_budget, policy.layout)
     mismatched = sequence_logps(policy, [rows.mismatched[i] for i in picked])[:, 0] if rows.mismatched else None
-    normaliser = float(sum(rows.columns["weight"][i] for i in picked))
+    normaliser = float(sum(rows.columns["weight"][i] for i in picked)) / coefficient
     by_token = rules.weighs_tokens(rule)
     squares = any(need.endswith("mean_log_p2") for need in rules.needs(rule))
 
