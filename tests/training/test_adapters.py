@@ -34,9 +34,9 @@ def paired(tmp_path_factory, reference):
     return paired_snapshot(tmp_path_factory.mktemp("paired"), pairs(), reference)
 
 
-def fit(snapshot, folder, reference, **options):
+def fit(snapshot, folder, start, /, **options):
     said = {"rule": "dpo", "max_length": MAX_LENGTH, "batch_size": 4, "learning_rate": 1e-2, "lora": {"r": 4}}
-    return train(snapshot, folder, model=reference, cache=folder.parent / "cache", progress=False, **(said | options))
+    return train(snapshot, folder, model=start, cache=folder.parent / "cache", progress=False, **(said | options))
 
 
 @pytest.fixture(scope="module")
