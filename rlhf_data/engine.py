@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,8 +133,11 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     data = current_snapshot(spec, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
-    with _alone(run):
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun all train and one writes
+    with _alone(run) if first else nullcontext():
         fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    if not first:
+        return run
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
@@ -190,12 +193,12 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     """The name of a run: a digest of all that decides its result."""
     from rlhf_data import rules
     from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
+    from rlhf_data.training.settings import SPEED
 
     assert spec.train is not None
     arguments = train_arguments(spec, workspace, limit)
     model = arguments.pop("model")
-    for speed_only in ("token_budget", "checkpoint_every"):
-        arguments.pop(speed_only)
+    arguments = {name: value for name, value in arguments.items() if name not in SPEED}
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
     arguments["blend"] = [_blend_identity(part) for part in arguments["blend"]]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]

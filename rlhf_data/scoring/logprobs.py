@@ -7,7 +7,7 @@ logits of a batch never exist. Models whose attention cannot be packed run in pa
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -47,8 +47,15 @@ def _measure(model: PreTrainedModel, groups: Sequence[Group], layout: Layout, *,
     with _attention(model, _ATTENTION if layout == "packed" else None):
         body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
     hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
-    logps = iter(torch.split(_target_logps(model, hidden, batch.targets, squares=squares), batch.lengths))
+    with torch.autocast(hidden.device.type, enabled=False):  # the head is float32 whatever the body runs in
+        values = _target_logps(model, hidden, batch.targets, squares=squares)
+    logps = iter(torch.split(values, batch.lengths))
     return [[next(logps) for _ in group.completions] for group in groups]
+
+
+def grouped_attention(model: PreTrainedModel, layout: Layout) -> AbstractContextManager[None]:
+    """The attention of `layout` for a while: a backward pass that runs layers again must find what the forward had."""
+    return _attention(model, _ATTENTION if layout == "packed" else None)
 
 
 def layout_of(model: PreTrainedModel) -> Layout:

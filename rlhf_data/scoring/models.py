@@ -41,7 +41,7 @@ def load(
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
     """
     device = device_name(device)
-    folder, precision = _plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
+    folder, precision = plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
@@ -60,7 +60,7 @@ def load(
 
 def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedTokenizerBase:
     """The tokenizer alone; of a GGUF file, the one written beside the dequantised model."""
-    folder = _plain_folder(reference, cache)
+    folder = plain_folder(reference, cache)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:
@@ -86,7 +86,8 @@ def dtype_name(dtype: str, device: str) -> str:
     return dtype
 
 
-def _plain_folder(reference: dict[str, Any], cache: Path) -> Path:
+def plain_folder(reference: dict[str, Any], cache: Path) -> Path:
+    """The folder of a reference's weights, of a GGUF file its dequantised copy, which is made if it is not there."""
     folder = find(reference)
     model_files(reference, folder)
     if not reference.get("gguf_file"):

@@ -378,7 +378,7 @@ def _moving(spec: Spec) -> Iterator[Found]:
         moved = "set template and max_length in train instead"
         yield ("train", "reference"), f"stored scores are not valid once the reference moves; leave score out ({moved})"
     if not any(column.startswith("ref_") for column in read):
-        yield ("train", "reference"), f"{rules.label(train.rule)} reads no log-probs of a reference; leave it out"
+        yield ("train", "reference"), "no rule here reads log-probs of a reference; leave it out"
 
 
 def _columns(rule: Any) -> tuple[str, ...]:

@@ -406,14 +406,21 @@ class Publish(Section):
     retain: Count | None = Field(None, description="how many versions `gc` keeps; all by default")
 
 
+def _targets(value: Any) -> Any:
+    names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value != "all-linear" and not names:
+        raise _refuse("must be all-linear, or a list of the names of linear layers, such as [q_proj, v_proj]")
+    return value
+
+
 class Lora(Section):
     """A low-rank adapter, instead of all parameters; its base is the reference."""
 
     r: Count = Field(16, description="rank")
     alpha: Positive = Field(32.0, description="the adapter counts alpha / r")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
-        default="all-linear", description="all-linear, or names of linear layers"
+    targets: Annotated[Any, AfterValidator(_targets)] = Field(
+        default="all-linear", description="all-linear, or a list of names of linear layers"
     )
 
 
@@ -476,7 +483,13 @@ class Train(BaseModel):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_grad_norm: Positive = 1.0
     checkpoint_every: Count = Field(200, description="steps")
-    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = Field(
+        "auto", description="of matrix products; parameters are float32 always"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    shard: bool = Field(False, description="under torchrun, divide parameters among the ranks")
+    compile: bool = Field(False, description="compile what does not depend on packing; for GPUs")
+    deterministic: bool = Field(False, description="refuse operations that depend on the order of threads")
     template: str | None = None
     max_length: Count | None = None
     max_prompt_length: Count | None = None

@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_data.scoring.logprobs import token_logps
-from rlhf_data.scoring.packs import Group, plan
 from rlhf_data.training.batches import Rows
-from rlhf_data.training.step import Policy
+from rlhf_data.training.step import Policy, measured
 
 # Columns that a moving reference fills, with the completion of the row that each is of.
 _LIVE = {
@@ -150,24 +148,13 @@ def with_references(
     if not wanted:
         return taken
     with standing_in(reference):
-        own = _measure(policy, taken.groups) if set(wanted) - {"ref_mismatched_logps"} else []
-        others = _measure(policy, taken.mismatched) if "ref_mismatched_logps" in wanted else []
+        own = measured(policy, taken.groups).tokens if set(wanted) - {"ref_mismatched_logps"} else []
+        others = measured(policy, taken.mismatched).tokens if "ref_mismatched_logps" in wanted else []
     for name in wanted:
-        measured = [row[_LIVE[name]] for row in (others if name == "ref_mismatched_logps" else own)]
+        values = [row[_LIVE[name]] for row in (others if name == "ref_mismatched_logps" else own)]
         by_token = "token_" in name
-        taken.columns[name] = [one.tolist() if by_token else float(one.sum()) for one in measured]
+        taken.columns[name] = [one.tolist() if by_token else float(one.sum()) for one in values]
     return taken
-
-
-@torch.no_grad()
-def _measure(policy: Policy, groups: Sequence[Group]) -> list[list[Tensor]]:
-    """For each group, the log-probs of each completion's tokens, (n_tokens,), nats, float64."""
-    found: list[list[Tensor]] = [[] for _ in groups]
-    for part in plan(groups, policy.token_budget, policy.layout):
-        measured = token_logps(policy.model, [groups[i] for i in part], policy.layout)
-        for i, row in zip(part, measured, strict=True):
-            found[i] = [one.double() for one in row]
-    return found
 
 
 def _exchange(reference: Moving) -> None:

@@ -14,6 +14,8 @@ from rlhf_data.training.batches import Rows, batches_from, steps_of_epoch
 from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_first_batch
 from rlhf_data.training.optimizer import adamw, learning_rate_at
+from rlhf_data.training.ranks import sum_gradients
+from rlhf_data.training.sharding import whole
 from rlhf_data.training.step import Policy, accumulate
 
 
@@ -27,8 +29,11 @@ def optimise(
     progress: bool,
     beside: Beside,
 ) -> dict[str, Any]:
-    """All steps that a checkpoint does not have behind it already; returns what came out of them."""
-    model = policy.model
+    """All steps that a checkpoint does not have behind it already; returns what came out of them.
+
+    Of several ranks each runs its share of every step, and the first writes.
+    """
+    model, first_rank = policy.model, policy.ranks.first
     size, seed = arguments["batch_size"], arguments["seed"]
     groups = rows.columns["prompt_id"] if rules.keeps_groups(arguments["rule"]) else None
     per_epoch = steps_of_epoch(rows.ids, size=size, groups=groups)
@@ -37,7 +42,8 @@ def optimise(
     first, memory, carried = checkpoint.restore(run / "checkpoints", model, optimizer)
     beside.restore(carried)
     memory = rules.memory(arguments["rule"]) if memory is None else memory
-    metrics.keep_until(run / "metrics.jsonl", first)
+    if first_rank:
+        metrics.keep_until(run / "metrics.jsonl", first)
     batches = batches_from(first, rows.ids, size=size, seed=seed, groups=groups)
     gap = None
     if first == 0:
@@ -45,7 +51,7 @@ def optimise(
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
         beside.check(policy, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
-    shown = bar("train", "steps", total=total, initial=first, shown=progress)
+    shown = bar("train", "steps", total=total, initial=first, shown=progress and first_rank)
     for step in range(first, total):
         at = time.monotonic()
         rate = learning_rate_at(
@@ -59,11 +65,13 @@ def optimise(
         line, tokens, memory = _step(policy, optimizer, rows, picked, rate, arguments, memory, beside, step)
         speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
         line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
-        metrics.append(run / "metrics.jsonl", line)
+        if first_rank:
+            metrics.append(run / "metrics.jsonl", line)
         shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
         shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory, beside.carried())
+            carried = beside.carried()
+            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory, carried, writes=first_rank)
     shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
 
@@ -84,9 +92,11 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     seen, at = beside.seen(policy, rows, picked, rules.columns(rule))
     done = accumulate(policy, seen, at, rule, parameters, memory)
-    line = metrics.step_metrics(done.batch, done.weights, seen, at, rule, parameters, done.memory)
     blended, tokens = beside.accumulate(policy, step)
-    norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), arguments["max_grad_norm"] or math.inf)
+    if not policy.sharded:
+        sum_gradients(policy.model.parameters(), policy.ranks)
+    line = metrics.step_metrics(done.batch, done.weights, seen, at, rule, parameters, done.memory)
+    norm = whole(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), arguments["max_grad_norm"] or math.inf))
     if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
         ids = ", ".join(rows.ids[i] for i in picked)
         raise ValueError(

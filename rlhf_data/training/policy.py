@@ -1,31 +1,109 @@
 """The model to be trained: loaded, laid out, and made to fit."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import say
 from rlhf_data.training.adapters import attach
+from rlhf_data.training.ranks import Ranks, agreed
 from rlhf_data.training.settings import Settings
+from rlhf_data.training.sharding import shard
 from rlhf_data.training.step import Policy
 
 
 def prepare(
-    settings: Settings, device: str, cache: Path, progress: bool
+    settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
 ) -> tuple[Policy, PreTrainedTokenizerBase, dict[str, int]]:
     """The policy as the settings want it, its tokenizer, and what `preflight` says of the memory it takes.
 
     Raises:
-        ValueError: it does not load, or does not fit.
+        ValueError: it does not load, does not fit, or does not know how to do what it is asked.
     """
-    net, tokenizer = models.load(
-        settings.model, dtype="float32", device=device, max_length=settings.max_length, cache=cache
+    sharded = settings.shard and ranks.world > 1
+    # What will be divided is loaded on the CPU, from where each rank takes its share.
+    net, tokenizer = agreed(
+        ranks,
+        lambda: models.load(
+            settings.model,
+            dtype="float32",
+            device="cpu" if sharded else device,
+            max_length=settings.max_length,
+            cache=cache,
+        ),
     )
-    adapter = None if settings.lora is None else attach(net, **settings.lora, seed=settings.seed)
-    policy = Policy(net, layout_of(net), settings.token_budget or default_budget(net), adapter)
-    memory = preflight(net, policy.token_budget, training=True)
+    said = settings.lora
+    adapter = None if said is None else agreed(ranks, lambda: attach(net, **said, seed=settings.seed))
+    layout = agreed(ranks, lambda: layout_of(net))
+    dtype = getattr(torch, settings.compute_dtype(device))
+    if settings.gradient_checkpointing:
+        agreed(ranks, lambda: checkpoint_layers(net))
+    if sharded:
+        shard(net, dtype)
+    if settings.compile:
+        compile_layers(net)
+    budget = settings.token_budget or default_budget(net)
+    memory = agreed(
+        ranks,
+        lambda: preflight(
+            net,
+            budget,
+            training=True,
+            ranks=ranks.world if sharded else 1,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            dtype=dtype,
+        ),
+    )
     say(in_words(memory), shown=progress)
-    return policy, tokenizer, memory
+    return Policy(net, layout, budget, dtype, ranks, sharded, adapter), tokenizer, memory
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let each layer keep its input alone and run again in the backward pass.
+
+    ValueError where the model's family cannot. The layers think that they train, as they checkpoint only then; what
+    stands in them does not, so that there is no dropout still.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise ValueError(f"{type(model).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile what of each layer does not depend on packing: its norms and its feed-forward part, in place.
+
+    Attention stays as it is: its spans differ from pack to pack, and each would be compiled anew.
+    """
+    kinds = set(model._no_split_modules or ())
+    for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
+        for name, part in layer.named_children():
+            if not name.endswith(("attn", "attention")):
+                part.compile(dynamic=True)
+
+
+@contextmanager
+def deterministically(wanted: bool) -> Iterator[None]:
+    """Refuse, for a while, operations whose result depends on the order of threads."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs on a GPU
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
@@ -20,8 +20,10 @@ from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
 from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
-from rlhf_data.training.policy import prepare
+from rlhf_data.training.policy import deterministically, prepare
+from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
 from rlhf_data.training.settings import Settings
+from rlhf_data.training.sharding import plain, whole_state
 from rlhf_data.training.step import Policy
 
 
@@ -48,24 +50,34 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
     if (run / "_SUCCESS").is_file():
         return json.loads((run / "manifest.json").read_text())
     settings = Settings(**options)
-    device = models.device_name(settings.device)
+    with joined(models.device_name(settings.device)) as (ranks, device), deterministically(settings.deterministic):
+        return _train(snapshot, run, settings, ranks, device, cache, progress and ranks.first)
+
+
+def _train(
+    snapshot: Path, run: Path, settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
+) -> dict[str, Any]:
     recipe = manifest_of(snapshot).get("score")
     if any(column.startswith("ref_") for column in _stored(settings, rules.columns(settings.rule))):
         check_encoding(recipe, settings.encoding)
-    arguments = _arguments(snapshot, settings, device, cache)
-    _claim(run, arguments)
+    # The first rank alone digests files and dequantises a model: the others find both in the cache.
+    arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
+    by_first(ranks, lambda: _claim(run, arguments))
+    by_first(ranks, lambda: models.plain_folder(settings.model, cache).name)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    rows = _rows(snapshot, settings, cache)
-    policy, tokenizer, memory = prepare(settings, device, cache, progress)
-    beside = _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress)
+    rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
+    policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
+    beside = agreed(ranks, lambda: _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress))
     outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress, beside)
     manifest = arguments | {
         "rows": len(rows),
         "dropped": rows.dropped,
         "blended": {part.name: {"rows": len(part.rows), "dropped": part.rows.dropped} for part in beside.parts},
         **outcome,
-        "device": device,
+        "device": device.partition(":")[0],
+        "ranks": ranks.world,
+        "sharded": policy.sharded,
         "layout": policy.layout,
         "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
         "token_budget": policy.token_budget,
@@ -73,7 +85,16 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(time.monotonic() - started, 3),
     }
-    return _finish(run, policy, tokenizer, manifest, settings.model, cache)
+    weights = whole_state(policy.model, kept=ranks.first) if policy.sharded else {}
+
+    def finish() -> dict[str, Any]:
+        if policy.adapter is not None:
+            return _finish_adapter(run, policy.adapter, tokenizer, manifest, cache)
+        return _finish(
+            run, plain(policy.model, weights) if policy.sharded else policy.model, tokenizer, manifest, cache
+        )
+
+    return by_first(ranks, finish)
 
 
 def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> dict[str, Any]:
@@ -146,22 +167,22 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
     files.write_text(said, json.dumps(arguments, indent=2))
 
 
-def _finish(
-    run: Path,
-    policy: Policy,
-    tokenizer: PreTrainedTokenizerBase,
-    manifest: dict[str, Any],
-    start: dict[str, Any],
-    cache: Path,
+def _finish_adapter(
+    run: Path, adapter: Any, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
-    for name in ("adapter", "model"):
-        shutil.rmtree(run / name, ignore_errors=True)  # of an attempt that was killed here
-    model = policy.model
-    if policy.adapter is not None:
-        with files.whole_folder(run / "adapter") as folder:
-            adapters.save(policy.adapter, folder)
-        manifest |= {"adapted_model_hash": content_hash({**start, "adapter": str(run / "adapter")}, cache)}
-        model = adapters.merge(policy.adapter)
+    """Write the adapter by itself, and the model with it merged."""
+    shutil.rmtree(run / "adapter", ignore_errors=True)  # of an attempt that was killed here
+    with files.whole_folder(run / "adapter") as folder:
+        adapters.save(adapter, folder)
+    adapted = {**manifest["model"], "adapter": str(run / "adapter")}
+    manifest |= {"adapted_model_hash": content_hash(adapted, cache)}
+    return _finish(run, adapters.merge(adapter), tokenizer, manifest, cache)
+
+
+def _finish(
+    run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
+) -> dict[str, Any]:
+    shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
     with files.whole_folder(run / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,19 +11,33 @@ from transformers import PreTrainedModel
 
 from rlhf_data import rules
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
-from rlhf_data.scoring.logprobs import token_logps, token_logps_and_squares
+from rlhf_data.scoring.logprobs import grouped_attention, token_logps, token_logps_and_squares
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import Weights, weighted_loss
+from rlhf_data.training.ranks import ALONE, Ranks, gathered, share
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model with the way its batches are laid out; `adapter` is peft's hold on it, where only that is trained."""
+    """A model with the way its batches are laid out and run.
+
+    Attributes:
+        model: the model; with a method `measure`, of `sharding.shard`, where its parameters are divided.
+        layout: how its batches are laid out.
+        token_budget: most tokens of a forward.
+        dtype: of matrix products; the parameters are what they are.
+        ranks: who runs the rows of a step together.
+        sharded: whether the ranks hold a share of the parameters each.
+        adapter: peft's hold on the model, where an adapter is what is trained.
+    """
 
     model: PreTrainedModel
     layout: Layout
     token_budget: int
+    dtype: torch.dtype = torch.float32
+    ranks: Ranks = ALONE
+    sharded: bool = False
     adapter: Any = None
 
 
@@ -51,6 +66,22 @@ class Measured(NamedTuple):
         # float64: a difference of two sums of hundreds of nats keeps its digits.
         return torch.stack([torch.stack([one.sum() for one in row]) for row in self.tokens])
 
+    def detached(self) -> "Measured":
+        """The same numbers without their graph."""
+        return Measured([[one.detach() for one in row] for row in self.tokens], self.mean_log_p2)
+
+
+class Work(NamedTuple):
+    """Who runs which rows of a step, and this rank's forwards, as positions in the step.
+
+    `shares` has the rows of every rank, in the order in which it tells their values. An empty forward keeps step with
+    the ranks that have more: of a sharded model, all ranks must run together. `single` says that no rank runs two.
+    """
+
+    shares: list[list[int]]
+    forwards: list[list[int]]
+    single: bool
+
 
 def accumulate(
     policy: Policy,
@@ -64,14 +95,19 @@ def accumulate(
 ) -> Step:
     """Add the gradient of `weighted_loss` over the rows `picked`, times `coefficient`, to the model's.
 
+    Of several ranks, each adds that of its share of the rows, divided by the weight of all: the step's gradient is the
+    sum over ranks, which a sharded model has formed when this returns and `ranks.sum_gradients` forms of any other.
+
     A rule that averages over its batch, or remembers, sees the whole step: where that takes several forwards, its
     weights come from a first pass without gradients. Rows of the step's batch stand in the order of `picked`.
     """
     weigh = rules.rule(rule, **parameters)
     groups = [rows.groups[i] for i in picked]
-    parts = plan(groups, policy.token_budget, policy.layout)
+    work = divide(policy, groups)
     mismatched = sequence_logps(policy, [rows.mismatched[i] for i in picked])[:, 0] if rows.mismatched else None
     normaliser = float(sum(rows.columns["weight"][i] for i in picked)) / coefficient
+    if policy.sharded:
+        normaliser /= policy.ranks.world  # FSDP takes the mean over ranks
     by_token = rules.weighs_tokens(rule)
     squares = any(need.endswith("mean_log_p2") for need in rules.needs(rule))
 
@@ -81,59 +117,116 @@ def accumulate(
         return batch(rows, [picked[i] for i in at], measured.logps, part, values)
 
     whole = range(len(picked))
+    held: list[Measured] = []
+    step: Pairs | Completions | None = None
     weights: Weights | None = None
     if rules.is_static(rule) and not by_token:
         weights = weigh(batch_of(whole, _unmeasured(groups, policy.model.device)))
-    elif len(parts) > 1 and (rules.averages_over_batch(rule) or rules.memory(rule)):
-        step = batch_of(whole, _without_gradients(policy, groups, parts, squares))
+    elif rules.averages_over_batch(rule) or rules.memory(rule):
+        if work.single:  # the graph of the only forward is kept until the weights are known
+            held = [_forward(policy, _of(groups, part), squares) for part in work.forwards]
+            measured = _told(policy, groups, work, held, squares)
+        else:
+            measured = _without_gradients(policy, groups, work, squares)
+        step = batch_of(whole, measured)
         memory = rules.remember(rule, step, memory or {}, **parameters)
         weights = weigh(step, memory)
 
-    tokens: list[list[Tensor]] = [[] for _ in picked]
-    mean_log_p2 = torch.zeros((len(picked), len(groups[0].completions)), dtype=torch.float64)
-    for part in parts:
-        live = _forward(policy, [groups[i] for i in part], squares)
-        part_batch = batch_of(part, live)
-        if weights is None and rules.memory(rule):
-            memory = rules.remember(rule, part_batch, memory or {}, **parameters)
-        part_weights = weigh(part_batch, memory) if weights is None else _take(weights, part, groups)
-        weighted_loss(part_batch, part_weights, normaliser=normaliser).backward()
-        for at, i in enumerate(part):
-            tokens[i] = [one.detach() for one in live.tokens[at]]
-        if live.mean_log_p2 is not None:
-            mean_log_p2[part] = live.mean_log_p2.to(mean_log_p2.device)
-    step = batch_of(whole, Measured(tokens, mean_log_p2.to(policy.model.device) if squares else None))
+    done: list[Measured] = []
+    with grouped_attention(policy.model, policy.layout):  # layers that are run again in the backward pass need it
+        for number, part in enumerate(work.forwards):
+            live = held[number] if held else _forward(policy, _of(groups, part), squares)
+            done.append(live.detached())
+            if not part:
+                (live.logps.sum() * 0).backward()
+                continue
+            part_batch = batch_of(part, live)
+            part_weights = weigh(part_batch, memory) if weights is None else _take(weights, part, groups)
+            weighted_loss(part_batch, part_weights, normaliser=normaliser).backward()
+    if step is None:
+        step = batch_of(whole, _told(policy, groups, work, done, squares))
     ran = sum(size(group, policy.layout) for group in groups)
     return Step(step, weigh(step, memory) if weights is None else weights, ran, dict(memory or {}))
+
+
+def divide(policy: Policy, groups: Sequence[Group]) -> Work:
+    """A step's rows among ranks and forwards; every rank finds the same."""
+    world = policy.ranks.world
+    sizes = [size(group, policy.layout) for group in groups]
+    shares = [share(sizes, rank, world) for rank in range(world)]
+    plans = [
+        [[mine[i] for i in part] for part in plan(_of(groups, mine), policy.token_budget, policy.layout)]
+        for mine in shares
+    ]
+    most = max(map(len, plans))
+    forwards = plans[policy.ranks.rank]
+    idle = most - len(forwards) if policy.sharded else 0
+    order = [[i for part in parts for i in part] for parts in plans]
+    return Work(order, [*forwards, *([] for _ in range(idle))], most <= 1)
 
 
 @torch.no_grad()
 def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
     """Summed log-probs, nats, float64, without gradients: (groups, completions of each)."""
-    parts = plan(groups, policy.token_budget, policy.layout)
-    return _without_gradients(policy, groups, parts, False).logps
+    return measured(policy, groups).logps
+
+
+def measured(policy: Policy, groups: Sequence[Group]) -> Measured:
+    """Log-probs of each completion's tokens, without gradients; of several ranks, each runs its share and has all."""
+    return _without_gradients(policy, groups, divide(policy, groups), False)
 
 
 @torch.no_grad()
-def _without_gradients(
-    policy: Policy, groups: Sequence[Group], parts: Sequence[Sequence[int]], squares: bool
-) -> Measured:
-    tokens: list[list[Tensor]] = [[] for _ in groups]
-    means: list[Tensor] = [torch.zeros(0)] * len(groups)
-    for part in parts:
-        measured = _forward(policy, [groups[i] for i in part], squares)
-        for at, i in enumerate(part):
-            tokens[i] = measured.tokens[at]
-            means[i] = means[i] if measured.mean_log_p2 is None else measured.mean_log_p2[at]
-    return Measured(tokens, torch.stack(means) if squares else None)
+def _without_gradients(policy: Policy, groups: Sequence[Group], work: Work, squares: bool) -> Measured:
+    measured = [_forward(policy, _of(groups, part), squares) for part in work.forwards]
+    return _told(policy, groups, work, measured, squares)
+
+
+def _of(groups: Sequence[Group], part: Sequence[int]) -> list[Group]:
+    """The groups of a forward; of an empty one, any group will do."""
+    return [groups[i] for i in part] or list(groups[:1])
+
+
+def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequence[Measured], squares: bool) -> Measured:
+    """What all ranks measured of a step, in its order, without graph; `measured` are this rank's forwards."""
+    mine = [one.detached() for part, one in zip(work.forwards, measured, strict=True) if part]
+    device = policy.model.device
+    tokens = [values for one in mine for row in one.tokens for values in row]
+    flat = torch.cat(tokens) if tokens else torch.zeros(0, dtype=torch.float64, device=device)
+    lengths = [[len(completion) for completion in group.completions] for group in groups]
+    counts = [sum(sum(lengths[i]) for i in rows) for rows in work.shares]
+    whole: list[list[Tensor]] = [[] for _ in groups]
+    for rows, values in zip(work.shares, gathered(flat, counts, policy.ranks), strict=True):
+        each = iter(values.split([n for i in rows for n in lengths[i]]))
+        for i in rows:
+            whole[i] = [next(each) for _ in lengths[i]]
+    if not squares:
+        return Measured(whole)
+    means = [one.mean_log_p2.flatten() for one in mine if one.mean_log_p2 is not None]
+    sides = len(groups[0].completions)
+    flat = torch.cat(means) if means else torch.zeros(0, dtype=torch.float64, device=device)
+    rows_of = [len(rows) * sides for rows in work.shares]
+    together = torch.zeros((len(groups), sides), dtype=torch.float64, device=device)
+    for rows, values in zip(work.shares, gathered(flat, rows_of, policy.ranks), strict=True):
+        together[rows] = values.view(-1, sides)
+    return Measured(whole, together)
 
 
 def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured:
-    if not squares:
-        return Measured(_doubles(token_logps(policy.model, groups, policy.layout)))
-    logps, log_p2 = token_logps_and_squares(policy.model, groups, policy.layout)
-    means = torch.stack([torch.stack([one.double().mean() for one in group]) for group in log_p2])
-    return Measured(_doubles(logps), means.detach())
+    run = policy.model.measure if policy.sharded else partial(measure, policy.model)
+    with torch.autocast(policy.model.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
+        logps, log_p2 = run(groups, policy.layout, squares)
+    tokens = [[one.double() for one in group] for group in logps]
+    if log_p2 is None:
+        return Measured(tokens)
+    return Measured(tokens, torch.stack([torch.stack([one.double().mean() for one in row]) for row in log_p2]).detach())
+
+
+def measure(
+    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool
+) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
+    """`token_logps`, and log Σ p² where `squares` asks for it."""
+    return token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout), None)
 
 
 def batch(
@@ -207,10 +300,6 @@ _FIELDS: dict[str, torch.dtype] = {
     "ref_mismatched_logps": torch.float64,
     "old_logps": torch.float64,
 }
-
-
-def _doubles(logps: list[list[Tensor]]) -> list[list[Tensor]]:
-    return [[one.double() for one in group] for group in logps]
 
 
 def _unmeasured(groups: Sequence[Group], device: torch.device) -> Measured:

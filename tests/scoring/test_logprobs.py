@@ -115,7 +115,7 @@ def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused():
 def test_what_does_not_fit_in_memory_is_refused_with_what_would(model, monkeypatch):
     need = preflight(model, 2048, training=True)
     assert need["optimizer"] == 2 * need["weights"] == 2 * need["gradients"]
-    assert need["needed"] == sum(need[part] for part in ("gradients", "optimizer", "activations", "head"))
+    assert need["needed"] == sum(need[part] for part in ("gradients", "optimizer", "copies", "activations", "head"))
     monkeypatch.setattr("rlhf_data.scoring.memory.available_bytes", lambda device: need["needed"] - 1)
     with pytest.raises(ValueError, match="a token_budget of 2047 would fit"):
         preflight(model, 2048, training=True)

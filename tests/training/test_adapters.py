@@ -16,7 +16,7 @@ from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import layout_of, token_logps
 from rlhf_data.scoring.memory import preflight
 from rlhf_data.scoring.packs import Group
-from rlhf_data.training import adapters, train
+from rlhf_data.training import adapters, metrics, train
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, paired_snapshot, pairs
 
@@ -101,7 +101,9 @@ def test_the_adapter_loads_with_stock_peft_and_the_merged_model_with_stock_trans
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
     assert (logps(merged) - before).abs().max() > 0.05
-    assert set(load_file(folder / "model" / "model.safetensors")) == {n for n, _ in tiny_model.model().named_parameters()}
+    assert set(load_file(folder / "model" / "model.safetensors")) == {
+        n for n, _ in tiny_model.model().named_parameters()
+    }
 
 
 def test_a_base_with_an_adapter_is_a_model_whose_hash_is_of_both(done, reference, tmp_path):
@@ -200,7 +202,7 @@ def test_a_killed_run_goes_on_to_the_last_bit_and_its_checkpoints_hold_the_adapt
     fit(paired, tmp_path / "whole", reference, **options)
     appended = []
 
-    def killed(path, line, *, append=__import__("rlhf_data.training.metrics").training.metrics.append):
+    def killed(path, line, *, append=metrics.append):
         if len(appended) == 4:
             raise KeyboardInterrupt
         appended.append(line)

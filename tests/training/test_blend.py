@@ -97,7 +97,8 @@ def test_the_gradient_of_a_step_is_the_sum_of_the_gradients_of_its_tables(first,
         first * gradient(policy, lambda: accumulate(policy, TEXTS, parts[0].picked(step), "sft", {})),
         second * gradient(policy, lambda: accumulate(policy, PAIRS, parts[1].picked(step), "dpo", {})),
     ]
-    assert (together - sum(alone)).norm() <= 1e-6 * together.norm()
+    # A float32 gradient is known to a few units in its seventh digit, of the parts where they cancel each other.
+    assert (together - sum(alone)).norm() <= 3e-6 * sum(one.norm() for one in alone)
 
 
 def test_a_part_is_normalised_by_its_own_row_weights(paired, unpaired, reference, tmp_path):

@@ -1,0 +1,139 @@
+"""Several processes that train one policy: who runs which rows, and what they tell each other.
+
+torchrun starts the processes, one a device. All of them read the same rows and know the same step; each runs its share
+of a step's rows, and log-probs and gradients are exchanged so that every rank takes the same step. Rank 0 alone writes.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+# Rank 0 may take long over what the others wait for: saving a large model, or a first look at many rows.
+_PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among those that train together, and how many they are."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Ranks, str]]:
+    """The ranks that torchrun started, this process alone where it did not, and this rank's device.
+
+    Args:
+        device: "cpu" or "cuda"; of several ranks each takes the GPU of its place on its machine.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        yield Ranks(distributed.get_rank(), distributed.get_world_size()), device
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE, device
+        return
+    backend = "gloo"
+    if device == "cuda":
+        backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size()), device
+    finally:
+        distributed.destroy_process_group()
+
+
+def share(sizes: Sequence[int], rank: int, world: int) -> list[int]:
+    """The rows of a step that a rank runs, as positions in the step, ascending: the longest first to whom has least.
+
+    A function of its arguments alone, so that every rank knows every other's share.
+
+    Args:
+        sizes: tokens of each row of the step.
+        rank: whose share, from 0.
+        world: how many ranks there are.
+
+    >>> [share([5, 9, 4, 1], rank, 2) for rank in (0, 1)]
+    [[1, 3], [0, 2]]
+    """
+    loads, shares = [0] * world, [[] for _ in range(world)]
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = min(range(world), key=lambda r: (loads[r], r))
+        loads[least] += sizes[i]
+        shares[least].append(i)
+    return sorted(shares[rank])
+
+
+def gathered(values: Tensor, counts: Sequence[int], ranks: Ranks) -> list[Tensor]:
+    """Every rank's `values`, a flat tensor of `counts[rank]` numbers, which each rank must know beforehand."""
+    if ranks.world == 1:
+        return [values]
+    padded = values.new_zeros(max(counts))
+    padded[: len(values)] = values
+    everyone = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(everyone, padded)
+    return [one[:count] for one, count in zip(everyone, counts, strict=True)]
+
+
+def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
+    """Give every rank the sum of all ranks' gradients; a parameter that no rank has one for keeps None."""
+    if ranks.world == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    has = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)
+    has = has.to(trained[0].device)
+    distributed.all_reduce(has, op=distributed.ReduceOp.MAX)
+    for parameter, some in zip(trained, has.tolist(), strict=True):
+        if some and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sums = [distributed.all_reduce(p.grad, async_op=True) for p in trained if p.grad is not None]
+    for one in sums:
+        assert one is not None
+        one.wait()
+
+
+def agreed(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` gives on this rank; where it is refused on any, every rank raises that ValueError."""
+    result, refusal = _tried(work)
+    if ranks.world > 1:
+        refusals: list[str | None] = [None] * ranks.world
+        distributed.all_gather_object(refusals, refusal)
+        refusal = next((one for one in refusals if one is not None), None)
+    if refusal is not None:
+        raise ValueError(refusal)
+    return result
+
+
+def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which alone does it; must be small, as it is sent to the others."""
+    said: list[Any] = [_tried(work)] if ranks.first else [None]
+    if ranks.world > 1:
+        distributed.broadcast_object_list(said, src=0)
+    result, refusal = said[0]
+    if refusal is not None:
+        raise ValueError(refusal)
+    return result
+
+
+def _tried(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return work(), None
+    except ValueError as error:
+        return None, str(error)

@@ -1,0 +1,164 @@
+"""Two and four processes take the step that one would have taken."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import distributed
+
+from rlhf_data.scoring import models
+from rlhf_data.training import train
+from rlhf_data.training.ranks import ALONE, Ranks, share, sum_gradients
+from rlhf_data.training.sharding import shard, whole
+from rlhf_data.training.step import Policy, accumulate
+from tests import tiny_model
+from tests.training.snapshots import MAX_LENGTH, completions, paired_snapshot, pairs, unpaired_snapshot
+from tests.training.test_every_rule import add_token_values, rows_of
+from tests.training.together import together
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# A row rule; one that looks at its batch and at mismatched partners; one that remembers; one known beforehand; one with
+# sums over the vocabulary; one over tokens; one over groups.
+RULES = ("dpo", "kto", "bco", "sft", "wpo", "ppo_token", "grpo")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return tiny_model.save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory, reference):
+    rated = [row | {"reward": float(i), "prompt_id": f"prompt-{i // 2}"} for i, row in enumerate(completions(6))]
+    made = {
+        "paired": paired_snapshot(tmp_path_factory.mktemp("paired"), pairs(6), reference),
+        "unpaired": unpaired_snapshot(tmp_path_factory.mktemp("unpaired"), rated, reference),
+    }
+    tokenizer = models.load_tokenizer(reference, cache=tmp_path_factory.mktemp("cache"))
+    add_token_values(made["unpaired"], rows_of("kto", made, tokenizer))
+    return made
+
+
+def gradients(snapshots: dict[str, Path], reference: dict, cache: Path, sharded: bool, budget: int) -> dict:
+    """Each rule's gradient of one step over all rows, by a policy that is not the reference, and its weights."""
+    known = distributed.is_initialized()
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size()) if known else ALONE
+    tokenizer = models.load_tokenizer(reference, cache=cache)
+    found = {}
+    for rule in RULES:
+        rows = rows_of(rule, snapshots, tokenizer)
+        model = tiny_model.model(1)
+        if sharded:
+            shard(model, torch.float32)
+        policy = Policy(model, "packed", budget, ranks=ranks, sharded=sharded)
+        done = accumulate(policy, rows, range(len(rows)), rule, {})
+        if not sharded:
+            sum_gradients(model.parameters(), ranks)
+        flat = torch.cat([whole(p.grad).flatten() for p in model.parameters() if p.grad is not None])
+        weights = torch.cat(list(done.weights)) if isinstance(done.weights, tuple) else done.weights
+        found[rule] = {"gradient": flat, "weights": weights, "memory": done.memory, "tokens": done.tokens}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "sharded", "budget"), [(2, False, 4096), (4, False, 40), (2, True, 40), (4, True, 4096)]
+)
+def test_any_number_of_ranks_has_the_gradient_of_one(world, sharded, budget, snapshots, reference, tmp_path):
+    alone = gradients(snapshots, reference, tmp_path / "cache", False, 4096)
+    for found in together(world, tmp_path / "ranks", gradients, snapshots, reference, tmp_path, sharded, budget):
+        for rule, mine in found.items():
+            one = alone[rule]
+            assert (mine["gradient"] - one["gradient"]).norm() <= 1e-6 * one["gradient"].norm(), rule
+            torch.testing.assert_close(mine["weights"], one["weights"], rtol=1e-5, atol=1e-7, msg=rule)
+            assert mine["tokens"] == one["tokens"] and mine["memory"] == pytest.approx(one["memory"], rel=1e-6)
+
+
+def run(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict) -> dict | str:
+    try:
+        return train(
+            snapshot,
+            folder,
+            model=reference,
+            max_length=MAX_LENGTH,
+            learning_rate=1e-3,
+            batch_size=3,
+            cache=cache,
+            progress=False,
+            **options,
+        )
+    except ValueError as error:
+        return str(error)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_ranks_train_the_policy_of_one_and_leave_its_run_folder(sharded, snapshots, reference, tmp_path):
+    options = {"rule": "bco", "epochs": 2, "shard": sharded}
+    run(snapshots["unpaired"], tmp_path / "one", tmp_path / "cache", reference, options)
+    both = together(
+        2, tmp_path / "ranks", run, snapshots["unpaired"], tmp_path / "two", tmp_path / "cache", reference, options
+    )
+    assert both[0] == both[1] and (both[0]["ranks"], both[0]["sharded"]) == (2, sharded)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
+        path.name for path in (tmp_path / "one").iterdir()
+    )
+    configs = [json.loads((tmp_path / name / "model" / "config.json").read_text()) for name in ("one", "two")]
+    assert configs[0] == configs[1]
+    assert [line["step"] for line in lines(tmp_path / "two")] == [1, 2, 3, 4]
+    for mine, one in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert mine["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        assert mine["memory"] == pytest.approx(one["memory"], rel=1e-4, abs=1e-6)
+    weights = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "two" / "model" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-4, msg=name)
+
+
+def stopped(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict) -> None:
+    """A run that is cut off when its steps are done, before its model is written."""
+    from rlhf_data.training import run as module
+
+    def cut(*arguments):
+        raise ValueError("cut off here")
+
+    module._finish = cut
+    assert run(snapshot, folder, cache, reference, options) == "cut off here"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_run_of_two_ranks_goes_on_with_one_and_with_two(sharded, snapshots, reference, tmp_path):
+    options = {"rule": "dpo", "epochs": 2, "shard": sharded, "checkpoint_every": 2}
+    where = (snapshots["paired"], tmp_path / "two", tmp_path / "cache", reference, options)
+    together(2, tmp_path / "first", stopped, *where)
+    whole_run = lines(tmp_path / "two")
+    together(2, tmp_path / "second", stopped, *where)  # from step 2, the same bits
+    for again, before in zip(lines(tmp_path / "two"), whole_run, strict=True):
+        assert {**again, "tokens_per_second": 0} == {**before, "tokens_per_second": 0}
+    assert run(*where)["steps"] == 4
+    for again, before in zip(lines(tmp_path / "two"), whole_run, strict=True):
+        assert again["loss"] == pytest.approx(before["loss"], rel=1e-4)
+
+
+def test_what_one_rank_refuses_all_refuse(snapshots, reference, tmp_path):
+    options = {"rule": "dpo", "max_prompt_length": 7}
+    said = together(
+        2, tmp_path / "ranks", run, snapshots["paired"], tmp_path / "run", tmp_path / "cache", reference, options
+    )
+    assert said[0] == said[1] and "max_prompt_length: scored with" in said[0]
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 8))
+@settings(deadline=None, max_examples=50)
+def test_every_row_has_one_rank_and_no_rank_has_much_more_than_another(sizes, world):
+    shares = [share(sizes, rank, world) for rank in range(world)]
+    assert sorted(i for rows in shares for i in rows) == list(range(len(sizes)))
+    loads = [sum(sizes[i] for i in rows) for rows in shares]
+    assert max(loads) - min(loads) <= max(sizes)
