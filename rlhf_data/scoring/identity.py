@@ -89,6 +89,11 @@ def model_files(reference: dict[str, Any], folder: Path) -> list[Path]:
     raise ValueError(f"{folder} has a config.json but no weights ({' or '.join(_WEIGHTS)})")
 
 
+def template_hash(reference: dict[str, Any], template: str, cache: Path) -> str:
+    """Digest of all that decides, with the lengths, which tokens a text becomes."""
+    return xxh3_128_hexdigest(f"{tokenizer_hash(reference, cache)}:{template_text(template)}".encode())
+
+
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # a local model must not need the network
 

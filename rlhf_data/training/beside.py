@@ -45,11 +45,11 @@ class Beside:
         """Move the reference, when `steps` updates are done and it is time; a metric that says whether."""
         return {} if self.reference is None else {"reference_moved": averaging.update(self.reference, steps)}
 
-    def check(self, policy: Policy, model_hash: str, dtype: str) -> None:
-        """The gate of the first step, for the tables that are blended in."""
+    def check(self, policy: Policy, ours: dict[str, Any]) -> None:
+        """The gate of the first step, for the tables that are blended in; see `check_first_batch`."""
         for part in self.parts:
             try:
-                check_first_batch(policy, part.rows, part.picked(0), part.recipe, model_hash, dtype)
+                check_first_batch(policy, part.rows, part.picked(0), part.recipe, ours)
             except ValueError as error:
                 raise ValueError(f"blend {part.name}: {error}") from error
 

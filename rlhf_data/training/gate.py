@@ -1,8 +1,11 @@
 """What must hold before the first step: the stored references are of the tokens that will be trained on."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
+from rlhf_data.scoring.packs import Group
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.step import Policy, sequence_logps
 
@@ -30,35 +33,90 @@ def check_encoding(recipe: dict[str, Any] | None, ours: dict[str, Any]) -> None:
 
 
 def check_first_batch(
-    policy: Policy, rows: Rows, picked: Sequence[int], recipe: dict[str, Any] | None, model_hash: str, dtype: str
+    policy: Policy, rows: Rows, picked: Sequence[int], recipe: dict[str, Any] | None, ours: dict[str, Any]
 ) -> float | None:
     """Where policy = reference, live log-probs must be the stored ones.
+
+    Args:
+        policy: as it is before the first step.
+        rows: what will be trained on.
+        picked: the rows of the first step.
+        recipe: how the references were scored, if the snapshot says so.
+        ours: the run's model_hash and dtype, and the template_hash.
 
     Returns:
         The largest difference in nats a token; None where there is nothing to compare.
 
     Raises:
-        ValueError: they differ by more than the dtypes explain.
+        ValueError: they differ by more than the dtypes explain; names the likely cause.
     """
     stored = [(name, column) for name, column in _REFERENCES if name in rows.columns]
-    if not stored or recipe is None or recipe.get("model_hash") != model_hash:
+    if not stored or recipe is None or recipe.get("model_hash") != ours["model_hash"]:
         return None
-    tolerance = max(_TOLERANCE[dtype], _TOLERANCE.get(recipe.get("dtype", dtype), 0))
+    dtype = ours["dtype"]
+    scored_in = recipe.get("dtype", dtype)
+    tolerance = max(_TOLERANCE[dtype], _TOLERANCE.get(scored_in, 0))
     live = sequence_logps(policy, [rows.groups[i] for i in picked]).tolist()
-    worst, where = 0.0, ""
+    gaps = []
     for name, column in stored:
         for row, i in enumerate(picked):
             n_tokens = len(rows.groups[i].completions[column])
             reference = rows.columns[name][i]
             total = sum(reference) if "token_" in name else reference
+            # NaN is no number that a difference could be told from: it counts as the largest.
             gap = abs(live[row][column] - total) / n_tokens
-            if not gap <= worst:
-                worst = gap
-                where = f"{rows.ids[i]}: {name} is {total:.4f}, now {live[row][column]:.4f}"
-    if not worst <= tolerance:
+            where = f"{rows.ids[i]}: {name} is {total:.4f}, now {live[row][column]:.4f}"
+            gaps.append(_Gap(gap if gap == gap else math.inf, where, rows.groups[i], column))
+    worst = max(gaps, key=lambda gap: gap.nats)
+    if worst.nats > tolerance:
+        cause = likely_cause(gaps, tolerance, recipe, ours)
         raise ValueError(
-            f"the policy starts as the reference, yet log-probs differ by {worst:.4g} nats a token ({where}; "
-            f"{tolerance:g} is allowed for {dtype}): another template, tokenizer, max_length or dtype than "
-            "when it was scored, or rows changed after scoring; score the snapshot again"
+            f"the policy starts as the reference, yet log-probs differ by {worst.nats:.4g} nats a token "
+            f"({worst.where}; {tolerance:g} is allowed for {dtype}): {cause}; score the snapshot again"
         )
-    return worst
+    return worst.nats
+
+
+class _Gap(NamedTuple):
+    """How far a stored log-prob is from the live one, in nats a token, and whose it is."""
+
+    nats: float
+    where: str
+    group: Group
+    column: int
+
+
+def likely_cause(gaps: Sequence[_Gap], tolerance: float, recipe: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Model, template, dtype or truncation: what most likely made stored and live log-probs part.
+
+    Gaps of sequences that fill the length they were cut to, while shorter ones agree, are of truncation; small gaps
+    everywhere, between two dtypes, of the dtype; a few rows among many that agree were changed after scoring. Where all
+    are apart, the digest of template and tokenizer tells whether the tokens are the same; if so, it is the model.
+    """
+    wrong = [gap for gap in gaps if gap.nats > tolerance]
+    length = recipe.get("max_length")
+    full = [gap for gap in gaps if length and _length(gap) >= length]
+    if full and len(full) < len(gaps) and all(gap in full for gap in wrong):
+        return (
+            f"the likely cause is truncation, as only sequences of {length} tokens differ: they were cut elsewhere "
+            "when they were scored (max_length, max_prompt_length)"
+        )
+    before, now = recipe.get("dtype"), ours["dtype"]
+    if before not in (None, now) and median(gap.nats for gap in gaps) < 4 * tolerance:
+        return f"the likely cause is the dtype, as all differ by a little: scored in {before}, training in {now}"
+    if len(wrong) * 2 < len(gaps):
+        return (
+            f"{len(gaps) - len(wrong)} of {len(gaps)} agree, so model, template and dtype are the same: the likely "
+            "cause is that rows or their stored log-probs were changed after scoring, or cut elsewhere (truncation)"
+        )
+    if recipe.get("template_hash") not in (None, ours.get("template_hash")):
+        return "the likely cause is the template, as it, or the tokenizer, is not what it was when they were scored"
+    same = "" if recipe.get("template_hash") is None else ", as template and tokenizer are the same"
+    return (
+        f"the likely cause is the model{same} and all differ: its weights are not those that scored, or its code "
+        "computes something else than it did"
+    )
+
+
+def _length(gap: _Gap) -> int:
+    return len(gap.group.prompt) + len(gap.group.completions[gap.column])

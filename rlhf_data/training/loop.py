@@ -48,8 +48,8 @@ def optimise(
     gap = None
     if first == 0:
         picked = next(batches_from(0, rows.ids, size=size, seed=seed, groups=groups))
-        gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
-        beside.check(policy, arguments["model_hash"], arguments["dtype"])
+        gap = check_first_batch(policy, rows, picked, recipe, arguments)
+        beside.check(policy, arguments)
     line: dict[str, Any] = {}
     shown = bar("train", "steps", total=total, initial=first, shown=progress and first_rank)
     for step in range(first, total):

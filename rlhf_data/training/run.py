@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
-from rlhf_data.scoring.identity import content_hash
+from rlhf_data.scoring.identity import content_hash, template_hash
 from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
@@ -104,6 +104,7 @@ def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> 
         "snapshot": source.get("id", snapshot.name),
         "content_hash": source.get("content_hash"),
         "model_hash": content_hash(settings.model, cache),
+        "template_hash": template_hash(settings.model, settings.template, cache),
         **settings.deciding(device),
     }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from rlhf_data.scoring.logprobs import layout_of
 from rlhf_data.training import train
@@ -15,6 +16,7 @@ from rlhf_data.training.blend import Part, identify
 from rlhf_data.training.step import Group, Policy, accumulate
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, completions, paired_snapshot, pairs, unpaired_snapshot
+from tests.training.together import together
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,25 @@ def test_a_killed_run_goes_on_to_the_last_bit_with_what_its_rules_remember(
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "killed")
     assert lines(tmp_path / "whole")[-1]["blend"]["labels"]["memory"]["seen"] > 3
+
+
+def beside(snapshots, folder, start):
+    """A run with all that may stand beside a table; in a folder of its own, as ranks share one."""
+    parts = [{"snapshot": snapshots[1], "name": "labels", "rule": "kto", "coefficient": 0.5, "batch_size": 3}]
+    options = {"lora": {"r": 2}, "reference": {"tau": 2}, "blend": parts, "epochs": 3, "token_budget": 64}
+    fit(snapshots[0], folder, start, **options)
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_two_ranks_train_what_one_does(paired, unpaired, reference, tmp_path):
+    alone = beside((paired, unpaired), tmp_path / "alone", reference)
+    for found in together(2, tmp_path / "ranks", beside, (paired, unpaired), tmp_path / "together", reference):
+        for name, values in alone.items():
+            torch.testing.assert_close(found[name], values, rtol=0, atol=2e-5, msg=name)
+    for one, two in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["blend"]["labels"]["loss"] == pytest.approx(one["blend"]["labels"]["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
 def test_another_blend_is_another_run(paired, unpaired, reference, tmp_path, monkeypatch):
