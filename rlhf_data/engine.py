@@ -156,7 +156,7 @@ def _alone(run: Path) -> Iterator[None]:
 def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
     assert spec.train is not None
-    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "lora", "rounds"}
+    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "rounds"}
     section = spec.train.model_dump(include=set(type(spec.train).model_fields) - elsewhere)
     tokens = spec.score or spec.train
     return {
@@ -167,7 +167,26 @@ def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) 
         "template": tokens.template or "chat",
         "max_length": tokens.max_length or 1024,
         "max_prompt_length": tokens.max_prompt_length,
+        "blend": _blend(spec, workspace, limit),
     }
+
+
+def _blend(spec: Spec, workspace: Workspace, limit: int | None) -> list[dict[str, Any]]:
+    """The further tables of a run, each with the folder of its snapshot; those that count nothing are left out."""
+    assert spec.train is not None
+    parts = []
+    for part in spec.train.blend or ():
+        if part.coefficient == 0:
+            continue
+        folder = workspace.snapshot_of(part.snapshot, limit)
+        if folder is None:
+            raise ValueError(
+                f"no snapshot of {part.snapshot!r} was built in {workspace.root}: build that spec first, or the folder "
+                "of both"
+            )
+        said = part.model_dump(include={"rule", "coefficient", "batch_size"})
+        parts.append({**said, "snapshot": folder, "name": part.name or part.snapshot, "parameters": part.parameters})
+    return parts
 
 
 def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int | None = None) -> str:
@@ -181,13 +200,23 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     model = arguments.pop("model")
     arguments = {name: value for name, value in arguments.items() if name not in SPEED}
     arguments["parameters"] = rules.parameters(spec.train.rule) | arguments["parameters"]
+    arguments["blend"] = [_blend_identity(part) for part in arguments["blend"]]
     tokens = [tokenizer_hash(model, workspace.root), template_text(arguments["template"])]
     code = package_version("rules", "scoring", "training") + "".join(
-        map(function_version, rules.modules(spec.train.rule))
+        map(function_version, [m for part in (spec.train, *(spec.train.blend or ())) for m in rules.modules(part.rule)])
     )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
     return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
+
+
+def _blend_identity(part: dict[str, Any]) -> dict[str, Any]:
+    """What of a further table decides the result: the content of its snapshot, not where that lies."""
+    from rlhf_data import rules
+
+    manifest = snapshot.Snapshot(part["snapshot"]).manifest
+    content = [manifest["content_hash"], snapshot.score_identity(manifest["score"])]
+    return {**part, "snapshot": content, "parameters": rules.parameters(part["rule"]) | part["parameters"]}
 
 
 def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None) -> snapshot.Snapshot:

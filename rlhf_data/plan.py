@@ -65,6 +65,14 @@ class Workspace:
         model = latest.parent / latest.read_text(encoding="utf-8").strip() / "model"
         return model if model.is_dir() else None
 
+    def snapshot_of(self, name: str, limit: int | None = None) -> Path | None:
+        """The snapshot that the latest build of a spec gave, if there is one; in a quick look, of its quick look."""
+        publish = (files.read_json(self.last(name, limit)) or {}).get("publish")
+        pointer = files.read_json(self.step(publish["fingerprint"]) / "snapshot.json") if publish else None
+        if pointer is not None and intact(Path(pointer["path"])):
+            return Path(pointer["path"])
+        return None if limit is None else self.snapshot_of(name)
+
 
 @dataclass(frozen=True)
 class Step:

@@ -7,6 +7,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files
+from rlhf_data.scoring.adapters import adapter_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
@@ -22,13 +23,16 @@ _TOKENIZER = (
 
 
 def content_hash(reference: dict[str, Any], cache: Path) -> str:
-    """xxh3-128 over a model's weight files and config.json: equal for equal weights, wherever they lie.
+    """xxh3-128 over a model's weight files and config.json, and over its adapter: equal for equal weights, wherever.
 
     Args:
-        reference: {"path", "gguf_file"?, "revision"?}.
+        reference: {"path", "gguf_file"?, "revision"?, "adapter"?}.
         cache: remembers a file's digest by (path, size, mtime), so only the first call reads gigabytes.
     """
-    return _files_hash(model_files(reference, find(reference)), cache)
+    base = _files_hash(model_files(reference, find(reference)), cache)
+    if not (adapter := reference.get("adapter")):
+        return base
+    return xxh3_128_hexdigest(f"{base}:{adapter_hash(Path(adapter).expanduser(), cache)}".encode())
 
 
 def tokenizer_hash(reference: dict[str, Any], cache: Path) -> str:
@@ -54,9 +58,9 @@ def template_text(template: str) -> str:
 
 def find(reference: dict[str, Any]) -> Path:
     """The folder of a model, fetched into the hub's own cache if `path` is a hub id."""
-    unknown = set(reference) - {"path", "gguf_file", "revision"}
+    unknown = set(reference) - {"path", "gguf_file", "revision", "adapter"}
     if unknown or not reference.get("path"):
-        raise ValueError(f"a model is {{path, gguf_file?, revision?}}, not {reference}")
+        raise ValueError(f"a model is {{path, gguf_file?, revision?, adapter?}}, not {reference}")
     folder = Path(reference["path"]).expanduser()
     if folder.is_dir():
         return folder

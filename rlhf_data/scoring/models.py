@@ -1,6 +1,7 @@
 """Models and tokenizers by reference, loaded.
 
-A reference is a dict {"path", "gguf_file"?, "revision"?}: a local folder or a hub id, optionally one GGUF file in it.
+A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}: a local folder or a hub id, optionally one GGUF
+file in it, optionally the folder of a low-rank adapter that is added to its weights.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data.files import whole_folder
+from rlhf_data.scoring.adapters import merged
 from rlhf_data.scoring.identity import content_hash, find, model_files
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +31,7 @@ def load(
     per billion parameters.
 
     Args:
-        reference: {"path", "gguf_file"?, "revision"?}.
+        reference: {"path", "gguf_file"?, "revision"?, "adapter"?}.
         dtype: "auto" (see `dtype_name`), "float32", "bfloat16" or "float16".
         device: "auto" takes the first CUDA device, else the CPU.
         max_length: most tokens that it will read at once.
@@ -50,6 +52,8 @@ def load(
             f"max_length is {max_length}, but {reference['path']} has {positions} positions: "
             f"set max_length: {positions}, or less"
         )
+    if adapter := reference.get("adapter"):
+        model = merged(model, Path(adapter).expanduser())
     model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
     return model.eval(), load_tokenizer(reference, cache=cache)
 
@@ -88,7 +92,8 @@ def plain_folder(reference: dict[str, Any], cache: Path) -> Path:
     model_files(reference, folder)
     if not reference.get("gguf_file"):
         return folder
-    plain = cache / "models" / content_hash(reference, cache)
+    base = {key: value for key, value in reference.items() if key != "adapter"}
+    plain = cache / "models" / content_hash(base, cache)
     if not plain.is_dir():
         with whole_folder(plain) as beside:
             _dequantise(folder, reference["gguf_file"], beside)

@@ -1,6 +1,7 @@
 """What is wrong with specs beyond their form: files, columns, expressions, rules, references; all of it at once."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,9 +14,11 @@ from rlhf_data import rules, tables
 from rlhf_data.clean import filter as clean_filter
 from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
 from rlhf_data.spec.read import Lines, line_of, runs_wanted
-from rlhf_data.spec.sections import Clean, Source, Spec
+from rlhf_data.spec.sections import Blend, Clean, Source, Spec, Train
 
 Found = tuple[Path, str]
+# What the step `score` writes into a snapshot.
+_SCORED = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_mismatched_logps", "mismatched_id")
 
 
 class Workspace(Protocol):
@@ -26,6 +29,8 @@ class Workspace(Protocol):
 
     def model_of(self, name: str) -> FilePath | None: ...
 
+    def snapshot_of(self, name: str) -> FilePath | None: ...
+
 
 def check(specs: dict[FilePath, tuple[Spec, Lines]], workspace: Workspace) -> None:
     """Check specs together, before any data is read.
@@ -33,16 +38,17 @@ def check(specs: dict[FilePath, tuple[Spec, Lines]], workspace: Workspace) -> No
     Raises:
         SpecError: everything that is wrong, each with its file and line.
     """
-    names = {spec.name for spec, _ in specs.values()}
+    known = {spec.name: spec for spec, _ in specs.values()}
     found: list[Problem] = []
     for file, (spec, lines) in specs.items():
-        for path, what in _problems(spec, names, workspace):
+        for path, what in _problems(spec, known, workspace):
             found.append(Problem(str(file), line_of(lines, path), dotted(path), what))
     if found:
         raise SpecError(found)
 
 
-def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Found]:
+def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Iterator[Found]:
+    names = set(known)
     for name, source in spec.sources.items():
         yield from _source(("sources", name), source)
     for k, operation in enumerate(spec.clean):
@@ -73,6 +79,14 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
             yield from _tokens(part, section)
     if spec.train is not None:
         yield from _train(spec)
+        for k, part in enumerate(spec.train.blend or ()):
+            yield from _blended(("train", "blend", k), part, spec, known, workspace)
+        yield from _moving(spec)
+        if spec.train.lora is not None and "adapter" in spec.train.model:
+            yield (
+                ("train", "lora"),
+                "the model has an adapter already; start from one with it merged, such as {run: NAME}",
+            )
     if spec.evaluate is not None and spec.train is None:
         yield ("evaluate",), "there is nothing to evaluate without train; add train or leave evaluate out"
     for part in ("rate", "evaluate"):
@@ -303,6 +317,8 @@ def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
     elif "gguf_file" in model and not (folder / model["gguf_file"]).is_file():
         there = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"no file {model['gguf_file']} in {folder}; {did_you_mean(model['gguf_file'], there)}"
+    elif "adapter" in model and not (FilePath(model["adapter"]).expanduser() / "adapter_config.json").is_file():
+        yield path, f"no adapter in {model['adapter']}; give a folder with an adapter_config.json"
     elif folder.is_dir() and "gguf_file" not in model and not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"{folder} has no config.json" + (f"; say gguf_file: {ggufs[0]}" if ggufs else "")
@@ -323,17 +339,12 @@ def _tokens(part: str, section: Any) -> Iterator[Found]:
 def _train(spec: Spec) -> Iterator[Found]:
     train, shape = spec.train, spec.shape
     assert train is not None
-    wrong = list(_rule(train.rule))
+    wrong = list(_rule(("train", "rule"), train.rule))
     yield from wrong
     if wrong:
         return
     name = rules.label(train.rule)
-    known = [*rules.parameters(train.rule), *type(train).model_fields]
-    for key, value in train.parameters.items():
-        if key not in rules.parameters(train.rule):
-            yield ("train", key), f"neither a key of train nor a parameter of {name}; {did_you_mean(key, known)}"
-            continue
-        yield from _raised(("train", key), rules.check_parameters, train.rule, {key: value})
+    yield from _rule_parameters(("train",), train)
     if rules.table(train.rule) != shape.to:
         yield (
             ("train", "rule"),
@@ -341,10 +352,10 @@ def _train(spec: Spec) -> Iterator[Found]:
         )
         return
     held = tables.columns(shape.to)
-    if lacking := [column for column in rules.columns(train.rule) if column not in held]:
+    if lacking := [column for column in _stored(train.rule, train) if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
         yield ("train", "rule"), f"{what}; {_instead(lacking)}"
-    references = [c for c in rules.columns(train.rule) if c.startswith("ref_") and c in held]
+    references = [c for c in _stored(train.rule, train) if c in _SCORED]
     if references and spec.score is None:
         yield ("train", "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}}"
     if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":
@@ -359,12 +370,93 @@ def _train(spec: Spec) -> Iterator[Found]:
             yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
 
 
-def _rule(rule: Any) -> Iterator[Found]:
+def _moving(spec: Spec) -> Iterator[Found]:
+    """A reference that moves has no use for stored scores; only partners of other prompts come with them."""
+    train = spec.train
+    assert train is not None
+    if train.reference is None:
+        return
+    if train.lora is not None and (train.reference.ema is not None or (train.reference.alpha or 1.0) < 1):
+        what = "the average of two adapters' factors is not the average of their products"
+        yield ("train", "reference"), f"{what}; with lora, write {{tau: N}}: the policy as it is, every N steps"
+    read = [column for part in (train, *(train.blend or ())) for column in _columns(part.rule)]
+    if spec.score is not None and "mismatched_id" not in read:
+        moved = "set template and max_length in train instead"
+        yield ("train", "reference"), f"stored scores are not valid once the reference moves; leave score out ({moved})"
+    if not any(column.startswith("ref_") for column in read):
+        yield ("train", "reference"), "no rule here reads log-probs of a reference; leave it out"
+
+
+def _columns(rule: Any) -> tuple[str, ...]:
+    try:
+        return rules.columns(rule)
+    except ValueError:  # told where the rule stands
+        return ()
+
+
+def _stored(rule: Any, train: Train) -> list[str]:
+    """The columns that a snapshot has to hold for a rule: log-probs of a reference that moves are measured."""
+    return [c for c in rules.columns(rule) if train.reference is None or not c.startswith("ref_")]
+
+
+def _blended(path: Path, part: Blend, spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Iterator[Found]:
+    """Problems of a further table: its rule, and whether its snapshot serves it."""
+    assert spec.train is not None
+    wrong = list(_rule((*path, "rule"), part.rule))
+    yield from wrong
+    if wrong:
+        return
+    yield from _rule_parameters(path, part)
+    others = [other.name or other.snapshot for other in spec.train.blend or () if other is not part]
+    if (part.name or part.snapshot) in others:
+        yield path, f"two parts are named {part.name or part.snapshot!r}; give each a name of its own"
+    folder = None if part.snapshot in known else workspace.snapshot_of(part.snapshot)
+    if part.snapshot not in known and folder is None:
+        where = "give the folder of both specs, or build it first"
+        yield (
+            (*path, "snapshot"),
+            f"no spec {part.snapshot!r} here and no snapshot of it; {did_you_mean(part.snapshot, known)}: {where}",
+        )
+        return
+    if folder is None:
+        other = known[part.snapshot]
+        table, scored = other.shape.to, other.score is not None
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        table, scored = manifest["table"], manifest["score"] is not None
+    name = rules.label(part.rule)
+    if rules.table(part.rule) != table:
+        what = f"{name} trains on the {rules.table(part.rule)} table, and {part.snapshot} is {table}"
+        yield (*path, "rule"), what
+        return
+    held = tables.columns(table)
+    read = _stored(part.rule, spec.train)
+    if lacking := [column for column in read if column not in held]:
+        what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {table} does not hold"
+        yield (*path, "rule"), f"{what}; {_instead(lacking)}"
+    references = [column for column in read if column in _SCORED]
+    if references and not scored:
+        yield (*path, "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}} to {part.snapshot}"
+
+
+def _rule_parameters(path: Path, section: Any) -> Iterator[Found]:
+    """Keys beside a rule that are neither the section's nor the rule's, and values that are out of range."""
+    name, parameters = rules.label(section.rule), rules.parameters(section.rule)
+    known = [*parameters, *type(section).model_fields]
+    for key, value in section.parameters.items():
+        if key not in parameters:
+            what = f"neither a key of {path[0] if len(path) == 1 else 'a blend'} nor a parameter of {name}"
+            yield (*path, key), f"{what}; {did_you_mean(key, known)}"
+            continue
+        yield from _raised((*path, key), rules.check_parameters, section.rule, {key: value})
+
+
+def _rule(path: Path, rule: Any) -> Iterator[Found]:
     """Problems of a rule by itself: its name, its formulas, the terms of its sum."""
     if isinstance(rule, str) and ":" not in rule and rule not in rules.RULES:
-        yield ("train", "rule"), f"no rule named {rule!r}; {did_you_mean(rule, rules.RULES)}"
+        yield path, f"no rule named {rule!r}; {did_you_mean(rule, rules.RULES)}"
         return
-    yield from _raised(("train", "rule"), rules.needs, rule)
+    yield from _raised(path, rules.needs, rule)
 
 
 def _instead(lacking: list[str]) -> str:

@@ -78,6 +78,19 @@ def runs_wanted(spec: sections.Spec) -> set[str]:
     return {model["run"] for model in models if "run" in model}
 
 
+def snapshots_wanted(spec: sections.Spec) -> dict[str, Path]:
+    """Names of the other specs whose snapshots this spec reads, each with the first place that says so."""
+    found: dict[str, Path] = {}
+    for k, part in enumerate((spec.train.blend if spec.train is not None else None) or ()):
+        if part.snapshot != spec.name:
+            found.setdefault(part.snapshot, ("train", "blend", k, "snapshot"))
+    return found
+
+
+def _wanted(spec: sections.Spec) -> set[str]:
+    return {*runs_wanted(spec), *snapshots_wanted(spec)}
+
+
 def line_of(lines: Lines, path: Path) -> int:
     """The line of a key, or of the nearest key above it that stands in the file."""
     while path and path not in lines:
@@ -265,7 +278,8 @@ def _in_order(specs: dict[FilePath, tuple[sections.Spec, Lines]]) -> list[FilePa
     ordered: list[FilePath] = []
     waiting = dict(specs)
     while waiting:
-        ready = [f for f, (spec, _) in waiting.items() if not runs_wanted(spec) & {waiting[w][0].name for w in waiting}]
+        left = {spec.name for spec, _ in waiting.values()}
+        ready = [file for file, (spec, _) in waiting.items() if not _wanted(spec) & left]
         if not ready:
             file, (spec, _) = next(iter(waiting.items()))
             what = (

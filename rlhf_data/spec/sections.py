@@ -56,12 +56,12 @@ def _path(value: Any) -> Any:
 
 
 def _model(value: Any) -> Any:
-    """A model reference as a mapping: {path, gguf_file?, revision?} or {run}."""
+    """A model reference as a mapping: {path, gguf_file?, revision?, adapter?} or {run}."""
     if isinstance(value, str):
         return {"path": value}
     if not isinstance(value, dict) or ("path" in value) == ("run" in value):
         raise _refuse("must be a folder or a hub id, {path: FOLDER, gguf_file: FILE}, or {run: NAME}")
-    known = ("run",) if "run" in value else ("path", "gguf_file", "revision")
+    known = ("run",) if "run" in value else ("path", "gguf_file", "revision", "adapter")
     for key, text in value.items():
         if key not in known:
             raise _refuse(f"unknown key {key!r}; {did_you_mean(str(key), known)}")
@@ -410,6 +410,61 @@ class Publish(Section):
     retain: Count | None = Field(None, description="how many versions `gc` keeps; all by default")
 
 
+def _targets(value: Any) -> Any:
+    names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value != "all-linear" and not names:
+        raise _refuse("must be all-linear, or a list of the names of linear layers, such as [q_proj, v_proj]")
+    return value
+
+
+class Lora(Section):
+    """A low-rank adapter, instead of all parameters; its base is the reference."""
+
+    r: Count = Field(16, description="rank")
+    alpha: Positive = Field(32.0, description="the adapter counts alpha / r")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Annotated[Any, AfterValidator(_targets)] = Field(
+        default="all-linear", description="all-linear, or a list of names of linear layers"
+    )
+
+
+class Reference(Section):
+    """A reference that follows the policy; it is measured in the step."""
+
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        default=None, description="share of itself that it keeps at every step"
+    )
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None, description="share of the policy in an update, 1 by default: the policy as it is"
+    )
+    tau: Count | None = Field(default=None, description="steps between updates, 1 by default")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Reference":
+        if (self.ema is None) == (self.alpha is None and self.tau is None):
+            raise _refuse("write {ema: 0.99}, or {alpha: 0.6, tau: 512}: TR-DPO's share and steps between updates")
+        return self
+
+
+class Blend(BaseModel):
+    """A further table in the same step; keys that are not here are its rule's own parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    snapshot: Annotated[str, Field(description="the name of the spec that builds it")]
+    rule: Annotated[Any, AfterValidator(_rule)]
+    coefficient: Annotated[float, Field(ge=0.0)] = 1.0
+    batch_size: Count | None = Field(default=None, description="rows of an optimizer step; train's by default")
+    name: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="in the metrics; the snapshot's by default"
+    )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The rule's parameters."""
+        return dict(self.model_extra or {})
+
+
 class Train(BaseModel):
     """How a policy is trained on the snapshot; keys that are not here are the rule's own parameters."""
 
@@ -442,8 +497,13 @@ class Train(BaseModel):
     template: str | None = None
     max_length: Count | None = None
     max_prompt_length: Count | None = None
-    blend: Later = None
-    lora: Later = None
+    blend: Annotated[list[Blend], Field(min_length=1)] | None = Field(
+        default=None, description="further tables in the same step"
+    )
+    lora: Lora | None = None
+    reference: Reference | None = Field(
+        default=None, description="one that follows the policy; stored scores are not read"
+    )
     rounds: Later = None
 
     @property

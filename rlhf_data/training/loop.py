@@ -11,6 +11,7 @@ from rlhf_data import rules
 from rlhf_data.scoring.progress import bar
 from rlhf_data.training import checkpoint, metrics
 from rlhf_data.training.batches import Rows, batches_from, steps_of_epoch
+from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_first_batch
 from rlhf_data.training.optimizer import adamw, learning_rate_at
 from rlhf_data.training.ranks import sum_gradients
@@ -26,6 +27,7 @@ def optimise(
     recipe: dict[str, Any] | None,
     checkpoint_every: int,
     progress: bool,
+    beside: Beside,
 ) -> dict[str, Any]:
     """All steps that a checkpoint does not have behind it already; returns what came out of them.
 
@@ -37,7 +39,8 @@ def optimise(
     per_epoch = steps_of_epoch(rows.ids, size=size, groups=groups)
     total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = adamw(model, arguments["weight_decay"])
-    first, memory = checkpoint.restore(run / "checkpoints", model, optimizer)
+    first, memory, carried = checkpoint.restore(run / "checkpoints", model, optimizer)
+    beside.restore(carried)
     memory = rules.memory(arguments["rule"]) if memory is None else memory
     if first_rank:
         metrics.keep_until(run / "metrics.jsonl", first)
@@ -46,6 +49,7 @@ def optimise(
     if first == 0:
         picked = next(batches_from(0, rows.ids, size=size, seed=seed, groups=groups))
         gap = check_first_batch(policy, rows, picked, recipe, arguments)
+        beside.check(policy, arguments)
     line: dict[str, Any] = {}
     shown = bar("train", "steps", total=total, initial=first, shown=progress and first_rank)
     for step in range(first, total):
@@ -58,7 +62,7 @@ def optimise(
             schedule=arguments["schedule"],
         )
         picked = next(batches)
-        line, tokens, memory = _step(policy, optimizer, rows, picked, rate, arguments, memory)
+        line, tokens, memory = _step(policy, optimizer, rows, picked, rate, arguments, memory, beside, step)
         speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
         line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
         if first_rank:
@@ -66,7 +70,8 @@ def optimise(
         shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
         shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory, writes=first_rank)
+            carried = beside.carried()
+            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory, carried, writes=first_rank)
     shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
 
@@ -79,14 +84,18 @@ def _step(
     rate: float,
     arguments: dict[str, Any],
     memory: dict[str, float],
+    beside: Beside,
+    step: int,
 ) -> tuple[dict[str, Any], int, dict[str, float]]:
     """One update of the parameters; returns its metrics, the tokens it ran, and what the rule remembers now."""
     rule, parameters = arguments["rule"], arguments["parameters"]
     optimizer.zero_grad(set_to_none=True)
-    done = accumulate(policy, rows, picked, rule, parameters, memory)
+    seen, at = beside.seen(policy, rows, picked, rules.columns(rule))
+    done = accumulate(policy, seen, at, rule, parameters, memory)
+    blended, tokens = beside.accumulate(policy, step)
     if not policy.sharded:
         sum_gradients(policy.model.parameters(), policy.ranks)
-    line = metrics.step_metrics(done.batch, done.weights, rows, picked, rule, parameters, done.memory)
+    line = metrics.step_metrics(done.batch, done.weights, seen, at, rule, parameters, done.memory)
     norm = whole(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), arguments["max_grad_norm"] or math.inf))
     if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
         ids = ", ".join(rows.ids[i] for i in picked)
@@ -97,4 +106,5 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return line | {"learning_rate": rate, "grad_norm": float(norm)}, done.tokens, done.memory
+    line |= blended | beside.after(step + 1) | {"learning_rate": rate, "grad_norm": float(norm)}
+    return line, done.tokens + tokens, done.memory

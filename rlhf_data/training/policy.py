@@ -15,6 +15,7 @@ from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import say
+from rlhf_data.training.adapters import attach
 from rlhf_data.training.ranks import Ranks, agreed
 from rlhf_data.training.settings import Settings
 from rlhf_data.training.sharding import shard
@@ -41,6 +42,8 @@ def prepare(
             cache=cache,
         ),
     )
+    said = settings.lora
+    adapter = None if said is None else agreed(ranks, lambda: attach(net, **said, seed=settings.seed))
     layout = agreed(ranks, lambda: layout_of(net))
     dtype = getattr(torch, settings.compute_dtype(device))
     if settings.gradient_checkpointing:
@@ -62,7 +65,7 @@ def prepare(
         ),
     )
     say(in_words(memory), shown=progress)
-    return Policy(net, layout, budget, dtype, ranks, sharded), tokenizer, memory
+    return Policy(net, layout, budget, dtype, ranks, sharded, adapter), tokenizer, memory
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.identity import content_hash, template_hash
+from rlhf_data.scoring.progress import say
+from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
+from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
 from rlhf_data.training.policy import deterministically, prepare
 from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
 from rlhf_data.training.settings import Settings
 from rlhf_data.training.sharding import plain, whole_state
+from rlhf_data.training.step import Policy
 
 
 def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def _train(
     snapshot: Path, run: Path, settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
 ) -> dict[str, Any]:
     recipe = manifest_of(snapshot).get("score")
-    if any(column.startswith("ref_") for column in rules.columns(settings.rule)):
+    if any(column.startswith("ref_") for column in _stored(settings, rules.columns(settings.rule))):
         check_encoding(recipe, settings.encoding)
     # The first rank alone digests files and dequantises a model: the others find both in the cache.
     arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
@@ -63,15 +68,18 @@ def _train(
     started = time.monotonic()
     rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
     policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
-    outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress)
+    beside = agreed(ranks, lambda: _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress))
+    outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress, beside)
     manifest = arguments | {
         "rows": len(rows),
         "dropped": rows.dropped,
+        "blended": {part.name: {"rows": len(part.rows), "dropped": part.rows.dropped} for part in beside.parts},
         **outcome,
         "device": device.partition(":")[0],
         "ranks": ranks.world,
         "sharded": policy.sharded,
         "layout": policy.layout,
+        "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
         "token_budget": policy.token_budget,
         "memory": memory,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
@@ -80,6 +88,8 @@ def _train(
     weights = whole_state(policy.model, kept=ranks.first) if policy.sharded else {}
 
     def finish() -> dict[str, Any]:
+        if policy.adapter is not None:
+            return _finish_adapter(run, policy.adapter, tokenizer, manifest, cache)
         return _finish(
             run, plain(policy.model, weights) if policy.sharded else policy.model, tokenizer, manifest, cache
         )
@@ -105,12 +115,43 @@ def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
         read_split(snapshot, settings.split),
         models.load_tokenizer(settings.model, cache=cache),
         kind=rules.table(rule),
-        filled=rules.columns(rule),
+        filled=_stored(settings, rules.columns(rule)),
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
         **settings.encoding,
     )
+
+
+def _stored(settings: Settings, columns: Sequence[str]) -> Sequence[str]:
+    """Of the columns that a rule reads, those that the snapshot must hold."""
+    return columns if settings.reference is None else averaging.stored_columns(columns)
+
+
+def _beside(
+    settings: Settings,
+    policy: Policy,
+    identities: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: dict[str, Any] | None,
+    progress: bool,
+) -> Beside:
+    """The moving reference and the further tables that the settings ask for."""
+    parts = blend.read(
+        settings.blend or (),
+        identities,
+        tokenizer,
+        split=settings.split,
+        seed=settings.seed,
+        encoding=settings.encoding,
+        stored=lambda columns: _stored(settings, columns),
+    )
+    if settings.reference is None:
+        return Beside(parts=parts)
+    if recipe is not None:
+        say("the reference moves with the policy: stored scores are not valid any more, and not read", shown=progress)
+    said = averaging.moving(settings.reference)
+    return Beside(averaging.follow(policy.model, **said, adapted=policy.adapter is not None), parts)
 
 
 def _claim(run: Path, arguments: dict[str, Any]) -> None:
@@ -125,6 +166,18 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
             changes = "; ".join(f"{name}: was {before.get(name)}, is {now[name]}" for name in differing)
             raise ValueError(f"{run} holds an unfinished run with other arguments ({changes}): remove that folder")
     files.write_text(said, json.dumps(arguments, indent=2))
+
+
+def _finish_adapter(
+    run: Path, adapter: Any, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
+) -> dict[str, Any]:
+    """Write the adapter by itself, and the model with it merged."""
+    shutil.rmtree(run / "adapter", ignore_errors=True)  # of an attempt that was killed here
+    with files.whole_folder(run / "adapter") as folder:
+        adapters.save(adapter, folder)
+    adapted = {**manifest["model"], "adapter": str(run / "adapter")}
+    manifest |= {"adapted_model_hash": content_hash(adapted, cache)}
+    return _finish(run, adapters.merge(adapter), tokenizer, manifest, cache)
 
 
 def _finish(

@@ -6,6 +6,9 @@ from typing import Any
 
 from rlhf_data import rules
 from rlhf_data.scoring.encode import prompt_limit
+from rlhf_data.training.adapters import LORA, check_adapter
+from rlhf_data.training.averaging import moving
+from rlhf_data.training.blend import identify
 from rlhf_data.training.optimizer import Schedule
 
 # Options that change speed, memory or what lies on disk meanwhile, but no result beyond rounding: a run that was killed
@@ -46,6 +49,11 @@ class Settings:
         shard: under torchrun, divide parameters, gradients and optimizer state among the ranks (FSDP2).
         compile: compile the parts of a layer that do not depend on how rows are packed; for GPUs.
         deterministic: refuse operations whose result depends on the order of threads.
+        lora: {"r", "alpha", "dropout", "targets"}, each at will: train a low-rank adapter, see `adapters.attach`. The
+            base is the reference, and its scores serve.
+        reference: {"ema"} or {"alpha", "tau"}: a reference that follows the policy, see `averaging`. It starts as the
+            policy, and is measured in the step: log-probs that the snapshot holds are not read.
+        blend: further tables in the same step, see `blend.identify`.
 
     Raises:
         ValueError: a value that is out of range.
@@ -75,6 +83,9 @@ class Settings:
     shard: bool = False
     compile: bool = False
     deterministic: bool = False
+    lora: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
+    blend: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         rules.check_parameters(self.rule, self.parameters or {})
@@ -94,6 +105,13 @@ class Settings:
         if wrong := [name for name, holds in limits.items() if not holds]:
             values = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
             raise ValueError(f"out of range: {values}; see the documentation of Settings")
+        if self.shard and (self.lora is not None or self.reference is not None):
+            what = "lora" if self.lora is not None else "reference"
+            raise ValueError(f"shard does not go with {what}: leave shard out, so that every rank has the whole model")
+        if self.lora is not None:
+            check_adapter(self.lora, self.model)
+        if self.reference is not None:
+            moving(self.reference)
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -114,4 +132,9 @@ class Settings:
         """The options that decide a run's result, as they are recorded: defaults filled in."""
         said = {name: value for name, value in asdict(self).items() if name not in SPEED}
         filled = rules.parameters(self.rule) | (self.parameters or {})
-        return said | self.encoding | {"parameters": filled, "dtype": self.compute_dtype(device)}
+        parts = {
+            "lora": None if self.lora is None else LORA | self.lora,
+            "reference": None if self.reference is None else moving(self.reference),
+            "blend": identify(self.blend or (), batch_size=self.batch_size),
+        }
+        return said | self.encoding | parts | {"parameters": filled, "dtype": self.compute_dtype(device)}

@@ -29,6 +29,7 @@ class Policy:
         dtype: of matrix products; the parameters are what they are.
         ranks: who runs the rows of a step together.
         sharded: whether the ranks hold a share of the parameters each.
+        adapter: peft's hold on the model, where an adapter is what is trained.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,7 @@ class Policy:
     dtype: torch.dtype = torch.float32
     ranks: Ranks = ALONE
     sharded: bool = False
+    adapter: Any = None
 
 
 class Step(NamedTuple):
@@ -88,8 +90,10 @@ def accumulate(
     rule: Rule,
     parameters: dict[str, Any],
     memory: dict[str, float] | None = None,
+    *,
+    coefficient: float = 1.0,
 ) -> Step:
-    """Add the gradient of `weighted_loss` over the rows `picked` to the model's.
+    """Add the gradient of `weighted_loss` over the rows `picked`, times `coefficient`, to the model's.
 
     Of several ranks, each adds that of its share of the rows, divided by the weight of all: the step's gradient is the
     sum over ranks, which a sharded model has formed when this returns and `ranks.sum_gradients` forms of any other.
@@ -101,7 +105,7 @@ def accumulate(
     groups = [rows.groups[i] for i in picked]
     work = divide(policy, groups)
     mismatched = sequence_logps(policy, [rows.mismatched[i] for i in picked])[:, 0] if rows.mismatched else None
-    normaliser = float(sum(rows.columns["weight"][i] for i in picked))
+    normaliser = float(sum(rows.columns["weight"][i] for i in picked)) / coefficient
     if policy.sharded:
         normaliser /= policy.ranks.world  # FSDP takes the mean over ranks
     by_token = rules.weighs_tokens(rule)
@@ -164,7 +168,12 @@ def divide(policy: Policy, groups: Sequence[Group]) -> Work:
 @torch.no_grad()
 def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
     """Summed log-probs, nats, float64, without gradients: (groups, completions of each)."""
-    return _without_gradients(policy, groups, divide(policy, groups), False).logps
+    return measured(policy, groups).logps
+
+
+def measured(policy: Policy, groups: Sequence[Group]) -> Measured:
+    """Log-probs of each completion's tokens, without gradients; of several ranks, each runs its share and has all."""
+    return _without_gradients(policy, groups, divide(policy, groups), False)
 
 
 @torch.no_grad()

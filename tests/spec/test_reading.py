@@ -61,6 +61,15 @@ def test_specs_of_a_folder_come_after_those_whose_runs_they_start_from(tmp_path)
     assert len(names) == 4
 
 
+def test_specs_of_a_folder_come_after_those_whose_snapshots_they_blend_in(tmp_path):
+    write(tmp_path, "a", more="train: {rule: sft, model: m, blend: [{snapshot: b, rule: sft}]}\n")
+    write(tmp_path, "b", more="train: {rule: sft, model: m, blend: [{snapshot: c, rule: sft, beta: 2}]}\n")
+    write(tmp_path, "c", more="train: {rule: sft, model: m, blend: [{snapshot: c, rule: sft}]}\n")
+    read = [read for read, _ in specs.read_all(tmp_path).values()]
+    assert [one.name for one in read] == ["c", "b", "a"]
+    assert read[1].train.blend[0].parameters == {"beta": 2}
+
+
 def test_a_parameter_of_the_rule_is_told_from_a_key_of_train(tmp_path):
     path = write(tmp_path, "one", more="train: {rule: kto, model: m, beta: 0.3, epochs: 2}\n")
     read, _ = specs.read(path)

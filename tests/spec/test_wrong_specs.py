@@ -59,6 +59,14 @@ def train(name, new, message, line=15):
     return case(f"train: {name}", TRAIN, f"train: {new}\n", line, message, SCORED)
 
 
+def blend(name, new, message):
+    return train(f"blend: {name}", f"{{rule: dpo, model: model, blend: [{new}]}}", f"train.blend[0]{message}")
+
+
+def moving(name, new, message):
+    return train(f"reference: {name}", f"{{rule: dpo, model: model, reference: {new}}}", f"train.reference: {message}")
+
+
 UNPAIRED = "to: unpaired"
 
 WRONG = [
@@ -156,8 +164,24 @@ WRONG = [
     case("a key of the other table", "{weight: {row: margin}}", "{weight: {table: {path: w.csv, key: completion_id}}}", 11, "weigh.weight.table.key: the paired table has no completion_id"),
     case("label_balance of pairs", "rows: [1, null]", "label_balance: [0.3, null]", 12, "expect.label_balance: the paired table has no label"),
     score("references", "{model: model, references: {}}", f".references: {LATER}"),
-    train("blend", "{rule: dpo, model: model, blend: []}", f"train.blend: {LATER}"),
-    train("lora", "{rule: dpo, model: model, lora: {r: 8}}", f"train.lora: {LATER}"),
+    train("a blend of nothing", "{rule: dpo, model: model, blend: []}", "train.blend: must hold 1 or more"),
+    blend("no snapshot", "{rule: sft}", ".snapshot: missing; add it"),
+    blend("a snapshot of nobody", "{snapshot: dem, rule: sft}", ".snapshot: no spec 'dem' here and no snapshot of it; did you mean 'demo'?"),
+    blend("a rule of the other table", "{snapshot: demo, rule: sft}", ".rule: sft trains on the unpaired table, and demo is paired"),
+    blend("no such rule", "{snapshot: demo, rule: dpoo}", ".rule: no rule named 'dpoo'; did you mean 'dpo'?"),
+    blend("neither a key nor a parameter", "{snapshot: demo, rule: dpo, betta: 1}", ".betta: neither a key of a blend nor a parameter of dpo; did you mean 'beta'?"),
+    blend("a parameter out of range", "{snapshot: demo, rule: dpo, beta: -1}", ".beta: dpo: beta is -1: it must be a finite number > 0"),
+    blend("a coefficient below 0", "{snapshot: demo, rule: dpo, coefficient: -0.1}", ".coefficient: must be greater than or equal to 0"),
+    blend("two of one name", "{snapshot: demo, rule: dpo}, {snapshot: demo, rule: ipo}", ": two parts are named 'demo'; give each a name of its own"),
+    train("an unknown word of lora", "{rule: dpo, model: model, lora: {rank: 8}}", "train.lora.rank: unknown key"),
+    train("a rank of nothing", "{rule: dpo, model: model, lora: {r: 0}}", "train.lora.r: must be greater than or equal to 1"),
+    train("a target that is no list", "{rule: dpo, model: model, lora: {targets: q_proj}}", "train.lora.targets: must be all-linear, or a list of the names of linear layers"),
+    train("an adapter that is not there", "{rule: dpo, model: {path: model, adapter: nowhere}}", "train.model: no adapter in nowhere"),
+    moving("of no form", "{}", "write {ema: 0.99}, or {alpha: 0.6, tau: 512}"),
+    moving("of two forms", "{ema: 0.9, tau: 2}", "write {ema: 0.99}, or {alpha: 0.6, tau: 512}"),
+    moving("that reads stored scores", "{ema: 0.9}", "stored scores are not valid once the reference moves; leave score out"),
+    case("an average of factors", TRAIN, "train: {rule: dpo, model: model, lora: {r: 8}, reference: {ema: 0.9}}\n", 14, "train.reference: the average of two adapters' factors", SCORED.replace(SCORE, "")),
+    case("a moving reference of no rule", TRAIN, "train: {rule: simpo, model: model, reference: {ema: 0.9}}\n", 14, "train.reference: no rule here reads log-probs of a reference", SCORED.replace(SCORE, "")),
     # cleaning
     clean("an unknown op", "{op: dedupe, keys: [prompt]}", ".op: unknown 'dedupe'; did you mean 'dedup'?"),
     clean("a key of another op", "{op: dedup, keys: [prompt], where: turns = 1}", ": op dedup has no key 'where'; it has keys, near, prefer"),

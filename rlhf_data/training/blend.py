@@ -1,0 +1,181 @@
+"""Further tables in the same optimizer step, each with its own rule, coefficient and order of rows.
+
+    ∇L = ∇L_main + Σ_k coefficient_k · ∇L_k
+
+as PPO with a pretraining loss (PPO-ptx: Ouyang et al. 2022, arXiv:2203.02155, equation 2) or DPO beside SFT. Each part
+is normalised by the row weights of its own rows, so a coefficient says what it says whatever the batch sizes are.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from xxhash import xxh3_64_intdigest
+
+from rlhf_data import rules
+from rlhf_data.training import metrics
+from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split
+from rlhf_data.training.gate import check_encoding
+from rlhf_data.training.step import Policy, accumulate
+
+# Rows of a part, which of them are wanted and what its rule reads → rows as the rule will see them, and where they are.
+Seen = Callable[[Policy, Rows, Sequence[int], Sequence[str]], tuple[Rows, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table beside the main one."""
+
+    name: str
+    rule: rules.Rule
+    parameters: dict[str, Any]
+    coefficient: float
+    batch_size: int
+    seed: int
+    rows: Rows
+    recipe: dict[str, Any] | None  # how the snapshot's references were scored
+
+    def picked(self, step: int) -> list[int]:
+        """Rows of the optimizer step `step` (from 0): a function of it and the seed alone."""
+        groups = self.rows.columns["prompt_id"] if rules.keeps_groups(self.rule) else None
+        return next(batches_from(step, self.rows.ids, size=self.batch_size, seed=self.seed, groups=groups))
+
+
+def identify(blend: Sequence[Mapping[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
+    """What a run's arguments say of each part: all that decides its gradients; parts that count nothing are not there.
+
+    Args:
+        blend: for each part "snapshot" (its folder), "rule", and at will "name", "coefficient" (1), "batch_size" and
+            "parameters" of the rule.
+        batch_size: of parts that say none.
+
+    Raises:
+        ValueError: no snapshot, a coefficient that is no number >= 0, a batch size below 1, or two parts of one name.
+    """
+    parts = []
+    for item in blend:
+        if unknown := item.keys() - {"snapshot", "name", "rule", "parameters", "coefficient", "batch_size"}:
+            raise ValueError(f"a part of a blend has no {', '.join(sorted(unknown))}")
+        folder, factor = Path(item["snapshot"]), item.get("coefficient", 1.0)
+        rows = item.get("batch_size") or batch_size
+        if not (0 <= factor < math.inf and rows >= 1):
+            raise ValueError(f"coefficient is {factor}, batch_size {rows}: they must be >= 0 and >= 1")
+        manifest, rule = manifest_of(folder), item["rule"]
+        given = item.get("parameters") or {}
+        rules.check_parameters(rule, given)
+        parts.append(
+            {
+                "name": item.get("name") or manifest.get("name") or folder.name,
+                "snapshot": manifest.get("id", folder.name),
+                "content_hash": manifest.get("content_hash"),
+                "rule": rule,
+                "parameters": rules.parameters(rule) | given,
+                "coefficient": factor,
+                "batch_size": rows,
+            }
+        )
+    names = [part["name"] for part in parts]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two parts of the blend are named {', '.join(twice)}: give each a name of its own")
+    return [part for part in parts if part["coefficient"]]
+
+
+def read(
+    blend: Sequence[Mapping[str, Any]],
+    identities: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str,
+    seed: int,
+    encoding: dict[str, Any],
+    stored: Callable[[Sequence[str]], Sequence[str]] = tuple,
+) -> list[Part]:
+    """The rows of each part as token ids.
+
+    Args:
+        blend: as of `identify`.
+        identities: what `identify` made of it.
+        tokenizer: of the policy.
+        split: which part of each snapshot is trained on.
+        seed: of the run; each part's order has a seed of its own, made of it and the part's name.
+        encoding: template, max_length, max_prompt_length.
+        stored: of the columns that a rule reads, those that the snapshot must hold.
+
+    Raises:
+        ValueError: a snapshot that does not serve its rule; the message begins with the part's name.
+    """
+    counted = [item for item in blend if item.get("coefficient", 1.0)]
+    return [
+        _read_part(Path(item["snapshot"]), one, tokenizer, split, seed, encoding, stored)
+        for item, one in zip(counted, identities, strict=True)
+    ]
+
+
+def _read_part(
+    folder: Path,
+    identity: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    seed: int,
+    encoding: dict[str, Any],
+    stored: Callable[[Sequence[str]], Sequence[str]],
+) -> Part:
+    rule, recipe = identity["rule"], manifest_of(folder).get("score")
+    filled = tuple(stored(rules.columns(rule)))
+    try:
+        if any(column.startswith("ref_") for column in filled):
+            check_encoding(recipe, encoding)
+        rows = read_rows(
+            read_split(folder, split),
+            tokenizer,
+            kind=rules.table(rule),
+            filled=filled,
+            soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
+            purpose=rules.label(rule),
+            groups=rules.keeps_groups(rule),
+            **encoding,
+        )
+    except ValueError as error:
+        raise ValueError(f"blend {identity['name']}: {error}") from error
+    kept = {key: identity[key] for key in ("name", "rule", "parameters", "coefficient", "batch_size")}
+    own = xxh3_64_intdigest(f"blend:{seed}:{identity['name']}".encode())
+    return Part(**kept, seed=own, rows=rows, recipe=recipe)
+
+
+def accumulate_parts(
+    policy: Policy, parts: Sequence[Part], step: int, memories: Mapping[str, dict[str, float]], seen: Seen
+) -> tuple[dict[str, Any], int, dict[str, dict[str, float]]]:
+    """Add each part's gradient, times its coefficient, to the model's.
+
+    Args:
+        policy: the model, whose gradients grow.
+        parts: what is blended in.
+        step: optimizer steps done before this one.
+        memories: what each part's rule remembers, by the part's name.
+        seen: what a rule is shown of rows, as a moving reference adds its log-probs.
+
+    Returns:
+        Metrics by the part's name, the tokens that ran, and what the rules remember now.
+
+    Raises:
+        ValueError: a loss that is no number; names the rows.
+    """
+    lines: dict[str, Any] = {}
+    after: dict[str, dict[str, float]] = {}
+    tokens = 0
+    for part in parts:
+        picked = part.picked(step)
+        rows, at = seen(policy, part.rows, picked, rules.columns(part.rule))
+        before = memories.get(part.name) or rules.memory(part.rule)
+        done = accumulate(policy, rows, at, part.rule, part.parameters, before, coefficient=part.coefficient)
+        line = metrics.step_metrics(done.batch, done.weights, rows, at, part.rule, part.parameters, done.memory)
+        if not math.isfinite(line["loss"]):
+            ids = ", ".join(part.rows.ids[i] for i in picked)
+            raise ValueError(f"blend {part.name}: loss {line['loss']} is no number: look at these rows: {ids}")
+        lines[part.name] = line | {"coefficient": part.coefficient}
+        after[part.name] = done.memory
+        tokens += done.tokens
+    return lines, tokens, after
