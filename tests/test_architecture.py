@@ -18,6 +18,7 @@ BASE = {"ids", "files", "tables", "texts", "accounting", "quarantine"}
 ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "files": set(),
+    "order": set(),
     "accounting": set(),
     "tables": {"ids", "files"},
     "texts": {"files", "tables"},
@@ -29,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "weigh": {*BASE, "weigh"},
     "rules": {"rules"},
     "scoring": {"files", "scoring", "rules"},  # files needs nothing but xxhash
-    "training": {"files", "training", "scoring", "rules"},
+    "training": {"files", "order", "training", "scoring", "rules"},
     "world": {"world", "ids"},
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"report"},
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
-    "whatif": {*BASE, "whatif", "snapshot", "rules", "scoring", "report"},
+    "whatif": {*BASE, "order", "whatif", "snapshot", "rules", "scoring", "report"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
     "inspect": {*BASE, "inspect", "report", "snapshot", "plan", "spec", "sources", "shape"},
 }

@@ -9,8 +9,8 @@ import torch
 
 from rlhf_data import rules
 from rlhf_data.scoring.progress import bar
-from rlhf_data.training import checkpoint, metrics
-from rlhf_data.training.batches import Rows, batches_from, steps_of_epoch
+from rlhf_data.training import checkpoint, metrics, planned
+from rlhf_data.training.batches import Rows, steps_of_epoch
 from rlhf_data.training.gate import check_first_batch
 from rlhf_data.training.optimizer import adamw, learning_rate_at
 from rlhf_data.training.step import Policy, accumulate
@@ -28,17 +28,17 @@ def optimise(
     """All steps that a checkpoint does not have behind it already; returns what came out of them."""
     model = policy.model
     size, seed = arguments["batch_size"], arguments["seed"]
-    groups = rows.columns["prompt_id"] if rules.keeps_groups(arguments["rule"]) else None
-    per_epoch = steps_of_epoch(rows.ids, size=size, groups=groups)
+    demands = planned.demands(rows, arguments["rule"])
+    per_epoch = steps_of_epoch(rows.ids, size=size, groups=demands.groups, even=demands.even)
     total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = adamw(model, arguments["weight_decay"])
     first, memory = checkpoint.restore(run / "checkpoints", model, optimizer)
     memory = rules.memory(arguments["rule"]) if memory is None else memory
     metrics.keep_until(run / "metrics.jsonl", first)
-    batches = batches_from(first, rows.ids, size=size, seed=seed, groups=groups)
+    batches = planned.batches(run, first, rows.ids, demands, size=size, seed=seed)
     gap = None
     if first == 0:
-        picked = next(batches_from(0, rows.ids, size=size, seed=seed, groups=groups))
+        picked = next(planned.batches(run, 0, rows.ids, demands, size=size, seed=seed))
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
     shown = bar("train", "steps", total=total, initial=first, shown=progress)

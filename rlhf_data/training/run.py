@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
-from rlhf_data.scoring import models
+from rlhf_data.scoring import models, tokens
 from rlhf_data.scoring.encode import prompt_limit
 from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import default_budget, layout_of
@@ -59,7 +59,7 @@ def train(
 
     Args:
         snapshot: folder of a published snapshot.
-        run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
+        run: folder to write: metrics.jsonl, batches/, checkpoints/, then model/, manifest.json and _SUCCESS.
         rule: a name of `rules.RULES`, or a rule in any other form that `rlhf_data.rules` knows.
         parameters: the rule's hyperparameters; its defaults for the rest.
         model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from.
@@ -136,6 +136,7 @@ def train(
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
+        stored=tokens.folder(snapshot, source, split, model=model, cache=cache, **encoding) / split,
         **encoding,
     )
     net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)
