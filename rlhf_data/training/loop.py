@@ -10,7 +10,7 @@ import torch
 from rlhf_data import rules
 from rlhf_data.scoring.progress import bar
 from rlhf_data.training import checkpoint, metrics, planned
-from rlhf_data.training.batches import Rows, steps_of_epoch
+from rlhf_data.training.batches import Rows, batches_from, steps_of_epoch
 from rlhf_data.training.gate import check_first_batch
 from rlhf_data.training.optimizer import adamw, learning_rate_at
 from rlhf_data.training.step import Policy, accumulate
@@ -38,7 +38,7 @@ def optimise(
     batches = planned.batches(run, first, rows.ids, demands, size=size, seed=seed)
     gap = None
     if first == 0:
-        picked = next(planned.batches(run, 0, rows.ids, demands, size=size, seed=seed))
+        picked = next(batches_from(0, rows.ids, size=size, seed=seed, **demands._asdict()))
         gap = check_first_batch(policy, rows, picked, recipe, arguments["model_hash"], arguments["dtype"])
     line: dict[str, Any] = {}
     shown = bar("train", "steps", total=total, initial=first, shown=progress)

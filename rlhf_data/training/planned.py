@@ -43,21 +43,30 @@ def demands(rows: Rows, rule: rules.Rule) -> Demands:
 
 
 def batches(
-    run: Path, step: int, ids: Sequence[str], demands: Demands, *, size: int, seed: int
+    run: Path | None, step: int, ids: Sequence[str], demands: Demands, *, size: int, seed: int
 ) -> Iterator[list[int]]:
     """What `batches_from` gives from `step` on; the table of each epoch is in the run's folder before its first step.
+
+    Args:
+        run: its folder; None writes no table, as is right for all processes of a run but one.
+        step: counted from 0.
+        ids: of the rows.
+        demands: of the rule.
+        size: rows of a step.
+        seed: of the order.
 
     Raises:
         ValueError: see `batches_from`.
     """
+    wants = demands._asdict()
     per_epoch = steps_of_epoch(ids, size=size, groups=demands.groups, even=demands.even)
-    for number, rows in enumerate(batches_from(step, ids, size=size, seed=seed, **demands._asdict()), start=step):
+    written = -1
+    for number, rows in enumerate(batches_from(step, ids, size=size, seed=seed, **wants), start=step):
         epoch = number // per_epoch
-        if not (path := _path(run, epoch)).is_file():
-            made = epoch_batches(ids, size=size, seed=seed, epoch=epoch, **demands._asdict())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.whole_file(path) as temporary:
-                pq.write_table(table(made, ids, first=epoch * per_epoch), temporary, compression="zstd")
+        if run is not None and epoch > written:
+            made = epoch_batches(ids, size=size, seed=seed, epoch=epoch, **wants)
+            _write(run / "batches" / f"epoch-{epoch:05d}.parquet", table(made, ids, first=epoch * per_epoch))
+            written = epoch
         yield rows
 
 
@@ -102,5 +111,7 @@ def rows_of_step(run: Path, step: int) -> list[str]:
     raise ValueError(f"{run} has no step {step} in its batches: the first is 1, and an epoch is planned as it begins")
 
 
-def _path(run: Path, epoch: int) -> Path:
-    return run / "batches" / f"epoch-{epoch:05d}.parquet"
+def _write(path: Path, planned: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole_file(path) as temporary:
+        pq.write_table(planned, temporary, compression="zstd")
