@@ -73,61 +73,75 @@ def fill(sizes: np.ndarray, token_budget: int) -> list[list[int]]:
 
 def pack(groups: Sequence[Group], device: torch.device) -> Batch:
     """One row: each group's prompt, then its completions without their last tokens."""
-    parts = [ids for prompt, completions in groups for ids in (prompt, *completions)]
-    counts = np.fromiter((len(group.completions) for group in groups), np.int64, len(groups))
-    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    prompt = np.zeros(len(parts), bool)
-    prompt[np.cumsum(counts + 1) - counts - 1] = True
-    stream = np.concatenate(parts, dtype=np.int64, casting="unsafe")  # every id, completions' last ones too
-    runs = np.ones(len(stream), bool)
-    runs[np.cumsum(lengths)[~prompt] - 1] = False
-    ran = lengths - ~prompt
-    starts = np.cumsum(ran) - ran
-    n_prompt, wanted = lengths[prompt], lengths[~prompt]
-    begins = np.where(prompt, 0, np.repeat(n_prompt, counts + 1))  # where in its sequence each part begins
-    positions = np.arange(int(ran.sum())) + np.repeat(begins - starts, ran)
-    first = np.cumsum(wanted) - wanted
-    rows = np.arange(int(wanted.sum())) + np.repeat(starts[~prompt] - 1 - first, wanted)
-    rows[first] = np.repeat(starts[prompt] + n_prompt - 1, counts)  # a prompt's end predicts all the first tokens
+    counts = np.fromiter((len(completions) for _, completions in groups), np.int64, len(groups))
+    whole = [completion for _, completions in groups for completion in completions]
+    parts = [part for prompt, many in groups for part in (prompt, *[completion[:-1] for completion in many])]
+    ran = np.fromiter(map(len, parts), np.int64, len(parts))
+    wanted = np.fromiter(map(len, whole), np.int64, len(whole))
+    ends = ran.cumsum()
+    starts = ends - ran
+    completion = np.ones(len(parts), bool)
+    completion[(counts + 1).cumsum() - counts - 1] = False
+    prompts = ran[~completion]
+    first = wanted.cumsum() - wanted
+    begins = completion * prompts.repeat(counts + 1)  # where in its sequence each part begins
+    positions = np.arange(ends[-1]) + (begins - starts).repeat(ran)
+    rows = np.arange(first[-1] + wanted[-1]) + (starts[completion] - 1 - first).repeat(wanted)
+    rows[first] = (ends[~completion] - 1).repeat(counts)  # a prompt's end predicts all the first tokens
+    spans = _spans(prompts.tolist(), (wanted - 1).tolist(), counts.tolist(), device)
     return Batch(
-        input_ids=torch.from_numpy(stream[runs])[None].to(device),
-        rows=torch.from_numpy(rows).to(device),
-        targets=torch.from_numpy(stream[np.repeat(~prompt, lengths)]).to(device),
+        input_ids=_tensor(_flat(parts), device)[None],
+        rows=_tensor(rows, device),
+        targets=_tensor(_flat(whole), device),
         lengths=wanted.tolist(),
-        forward={
-            "position_ids": torch.from_numpy(positions)[None].to(device),
-            "spans": _spans(n_prompt.tolist(), (wanted - 1).tolist(), counts.tolist(), device),
-        },
+        forward={"position_ids": _tensor(positions, device)[None], "spans": spans},
     )
+
+
+def _flat(parts: Sequence[Ids]) -> np.ndarray:
+    return np.concatenate(parts, dtype=np.int64, casting="unsafe")  # an empty list counts as floats
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
 
 
 def _spans(
     prompts: list[int], tails: list[int], counts: list[int], device: torch.device
 ) -> list[tuple[int, int, int, Tensor | None]]:
-    """(start, split, end, mask) of each group: tokens up to `split` are its prompt and its first completion."""
-    spans = []
+    """(start, split, end, mask) of each group: tokens up to `split` are its prompt and its first completion.
+
+    A mask, (tokens after `split`, tokens of the group), says who sees whom among the later completions; None where
+    there are no such tokens. All masks of a pack are made, and sent to the device, as one array.
+    """
+    shapes, places = [], []
     start = at = 0
     for n_prompt, count in zip(prompts, counts, strict=True):
-        group = tails[at : at + count]
-        mask = _group_mask(n_prompt, group)
-        end = start + n_prompt + sum(group)
-        spans.append((start, start + n_prompt + group[0], end, None if mask is None else mask.to(device)))
-        start, at = end, at + count
-    return spans
+        split, width = n_prompt + tails[at], n_prompt + sum(tails[at : at + count])
+        places.append((start, start + split, start + width))
+        shapes.append((width - split, width))
+        start, at = start + width, at + count
+    sizes = [rows * width for rows, width in shapes]
+    seen = np.zeros(sum(sizes), bool)
+    begin = at = 0
+    for n_prompt, count, shape, size in zip(prompts, counts, shapes, sizes, strict=True):
+        if size:
+            _see(seen[begin : begin + size].reshape(shape), n_prompt, tails[at : at + count])
+        begin, at = begin + size, at + count
+    masks = _tensor(seen, device).split(sizes)
+    return [
+        (*place, mask.view(shape) if shape[0] else None)
+        for place, mask, shape in zip(places, masks, shapes, strict=True)
+    ]
 
 
-def _group_mask(n_prompt: int, tails: Sequence[int]) -> Tensor | None:
-    """(tokens after the first completion, tokens of the group): who sees whom among the later completions."""
-    split, end = n_prompt + tails[0], n_prompt + sum(tails)
-    if split == end:
-        return None
-    seen = np.zeros((end - split, end), bool)
+def _see(seen: np.ndarray, n_prompt: int, tails: Sequence[int]) -> None:
+    """Let the tokens of all completions but the first see the prompt, and their own completion up to themselves."""
     seen[:, :n_prompt] = True
     at = 0
     for n in tails[1:]:
-        seen[at : at + n, split + at : split + at + n] = _lower(1 << n.bit_length())[:n, :n]
+        seen[at : at + n, n_prompt + tails[0] + at : n_prompt + tails[0] + at + n] = _lower(1 << n.bit_length())[:n, :n]
         at += n
-    return torch.from_numpy(seen)
 
 
 @lru_cache(16)
@@ -150,14 +164,12 @@ def pad(groups: Sequence[Group], device: torch.device) -> Batch:
         mask[i, :tokens] = 1
         rows.append(np.arange(i * width + len(prompt) - 1, i * width + tokens))
     return Batch(
-        input_ids=torch.from_numpy(ids).to(device),
-        rows=torch.from_numpy(np.concatenate(rows)).to(device),
-        targets=torch.from_numpy(
-            np.concatenate([completion for _, completion in pairs], dtype=np.int64, casting="unsafe")
-        ).to(device),
+        input_ids=_tensor(ids, device),
+        rows=_tensor(np.concatenate(rows), device),
+        targets=_tensor(_flat([completion for _, completion in pairs]), device),
         lengths=[len(completion) for _, completion in pairs],
         forward={
-            "attention_mask": torch.from_numpy(mask).to(device),
+            "attention_mask": _tensor(mask, device),
             "position_ids": torch.arange(width, device=device).expand(len(pairs), width),
         },
     )

@@ -254,7 +254,14 @@ def _stored(path: Path, told: dict[str, Any]) -> pa.Table | None:
 def _store(path: Path, part: pa.Table, told: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole_file(path) as temporary:
-        pq.write_table(part, temporary, compression="zstd", compression_level=1, use_dictionary=False)
+        pq.write_table(
+            part,
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},  # a third less than plain, and faster read
+        )
         told["parts"][path.name] = files.digest(temporary)
     name = path.name.rpartition("-")[0]
     files.write_text(path.with_name(f"{name}.json"), json.dumps(told, indent=1))
