@@ -141,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "tokens" / "train"
         columns = table(texts)
-        read: Callable[[], Tokens] = lambda: read_tokens(columns, tokenizer, stored=stored, **LENGTHS)  # noqa: E731
+        read: Callable[[], Tokens] = lambda: read_tokens(columns, len(texts), tokenizer, stored=stored, **LENGTHS)  # noqa: E731
         started = time.perf_counter()
         groups = groups_of(read())
         first = time.perf_counter() - started
@@ -167,7 +167,9 @@ def main() -> None:
     print(f"{'made and stored once':<36}{n / first:>14,.0f} tokens/s")
     for name, values in speeds.items():
         print(f"{name:<36}{statistics.median(values):>14,.0f} tokens/s")
-    print(json.dumps({"pairs": len(groups), "tokens": n, "stored_bytes": held, "first_seconds": first, "speeds": speeds}))
+    print(
+        json.dumps({"pairs": len(groups), "tokens": n, "stored_bytes": held, "first_seconds": first, "speeds": speeds})
+    )
 
 
 if __name__ == "__main__":

@@ -98,9 +98,7 @@ def batches_from(
         epoch, at = epoch + 1, 0
 
 
-def steps_of_epoch(
-    ids: Sequence[str], *, size: int, groups: Sequence[str] | None = None, even: bool = False
-) -> int:
+def steps_of_epoch(ids: Sequence[str], *, size: int, groups: Sequence[str] | None = None, even: bool = False) -> int:
     """Optimizer steps of one pass over the rows, as `batches_from` makes them; those with labels are even."""
     return _steps(len(ids) if groups is None else len(set(groups)), len(ids), size, even)
 

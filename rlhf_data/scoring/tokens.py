@@ -15,7 +15,7 @@ costs the one in hand; one that is damaged is made again.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,21 @@ def folder(
     return (beside if published else cache) / "tokens" / manifest.get("id", snapshot.name) / name
 
 
+def complete(stored: Path) -> bool:
+    """Whether the ids of all rows are stored and whole, so that nobody needs the rows' texts."""
+    told = files.read_json(stored.with_name(f"{stored.name}.json"))
+    if not isinstance(told, dict) or told.get("part_rows") != _PART_ROWS:
+        return False
+    names = [_part(stored, number).name for number in range(-(-told["rows"] // _PART_ROWS))]
+    try:
+        return all(files.digest(stored.with_name(name)) == told["parts"].get(name) for name in names)
+    except OSError:
+        return False
+
+
 def read_tokens(
-    columns: dict[str, pa.ChunkedArray],
+    columns: Mapping[str, pa.ChunkedArray | None],
+    rows: int,
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: str,
@@ -162,29 +175,40 @@ def read_tokens(
     """Token ids of all rows: read where they are stored, else made, and stored there.
 
     Args:
-        columns: `prompt` (messages) and the texts of each side, by the side's name, all (n,).
+        columns: `prompt` (messages) and the texts of each side, by the side's name, all (n,); None in the place of
+            each where all ids are stored: see `complete`.
+        rows: n.
         tokenizer: of the model that will read them.
         template: see `encode`, and so are the lengths.
         max_length: see `encode`.
         max_prompt_length: see `encode`.
         stored: path without its ending, <folder>/<split>, of the files; None keeps nothing.
     """
-    prompts, sides = columns["prompt"], [name for name in columns if name != "prompt"]
+    sides = [name for name in columns if name != "prompt"]
     lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    told = _told(stored, sides, len(prompts))
+    told = _told(stored, sides, rows)
     width = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.uint32()
     parts = []
-    for number, start in enumerate(range(0, len(prompts), _PART_ROWS)):
-        path = None if stored is None else stored.with_name(f"{stored.name}-{number:05d}.parquet")
+    for number, start in enumerate(range(0, rows, _PART_ROWS)):
+        path = None if stored is None else _part(stored, number)
         part = None if path is None else _stored(path, told)
         if part is None:
-            texts = {side: columns[side].slice(start, _PART_ROWS).to_pylist() for side in sides}
-            asked = prompts.slice(start, _PART_ROWS).to_pylist()
-            part = _encoded(tokenizer, asked, texts, width, template, lengths)
+            texts = {name: _texts(column, path, start) for name, column in columns.items()}
+            part = _encoded(tokenizer, texts.pop("prompt"), texts, width, template, lengths)
             if path is not None:
                 _store(path, part, told)
         parts.append(part)
     return _joined(parts, sides, width)
+
+
+def _part(stored: Path, number: int) -> Path:
+    return stored.with_name(f"{stored.name}-{number:05d}.parquet")
+
+
+def _texts(column: pa.ChunkedArray | None, path: Path | None, start: int) -> list[Any]:
+    if column is None:
+        raise ValueError(f"{path} was removed or damaged while it was read: start again, and it is made anew")
+    return column.slice(start, _PART_ROWS).to_pylist()
 
 
 def _encoded(

@@ -22,7 +22,7 @@ from rlhf_data.order import order as order
 from rlhf_data.order import steps_of_epoch as steps_of_epoch
 from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.packs import Group
-from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, read_tokens
+from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, complete, read_tokens
 
 _PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
@@ -66,8 +66,8 @@ def manifest_of(snapshot: Path) -> dict[str, Any]:
     return json.loads((snapshot / "manifest.json").read_text())
 
 
-def read_split(snapshot: Path, split: str) -> pa.Table:
-    """All rows of one split of a published snapshot.
+def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
+    """All rows of one split of a published snapshot; without their texts, where their token ids are stored.
 
     Raises:
         ValueError: no snapshot, no such split in it, or a file that is not what was published.
@@ -80,7 +80,9 @@ def read_split(snapshot: Path, split: str) -> pa.Table:
     if not files:
         there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
         raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")
-    return pa.concat_tables([pq.ParquetFile(path).read() for path in files])
+    names = pq.read_schema(files[0]).names
+    columns = names if texts else [name for name in names if name not in _TEXTS]
+    return pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in files])
 
 
 def read_rows(
@@ -103,7 +105,7 @@ def read_rows(
     answers are equal once truncated (`pair.equal_after_truncation`).
 
     Args:
-        table: of `read_split`.
+        table: of `read_split`; without texts where `has_tokens`.
         tokenizer: of the model that will read them.
         kind: "paired" or "unpaired".
         filled: columns that must hold a value in every row.
@@ -120,18 +122,20 @@ def read_rows(
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
     reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
-    if lacking := [name for name in reads if name not in table.column_names]:
+    known = stored is not None and _TEXTS.isdisjoint(table.column_names)
+    if lacking := [name for name in reads if name not in table.column_names and not (known and name in _TEXTS)]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     ids = table[reads[0]]
     sides = ("chosen", "rejected") if kind == "paired" else ("completion",)
     encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
-    tokens = read_tokens(_texts(table, sides), tokenizer, stored=stored, **encoding)
+    texts = {name: _text(table, name) for name in ("prompt", *sides)}
+    tokens = read_tokens(texts, len(table), tokenizer, stored=stored, **encoding)
     partners = None
     if "mismatched_id" in filled:
         _require(table.select([reads[0], "mismatched_id"]), ["mismatched_id"], purpose)
-        texts = {"prompt": table["prompt"], "mismatched": _partners(table)}
-        beside = None if stored is None else stored.with_name(f"{stored.name}-mismatched")
-        partners = read_tokens(texts, tokenizer, stored=beside, **encoding)
+        texts = {"prompt": _text(table, "prompt"), "mismatched": _partners(table)}
+        beside = None if stored is None else _places(stored, True)[1]
+        partners = read_tokens(texts, len(table), tokenizer, stored=beside, **encoding)
     codes = _codes(table["weight"].to_numpy(), [tokens] if partners is None else [tokens, partners])
     kept = np.flatnonzero(codes == None)  # noqa: E711 (of each element)
     if not len(kept):
@@ -153,8 +157,18 @@ def read_rows(
     )
 
 
-def _texts(table: pa.Table, sides: Sequence[str]) -> dict[str, pa.ChunkedArray]:
-    return {name: table[name] for name in ("prompt", *sides)}
+def has_tokens(stored: Path, filled: Sequence[str]) -> bool:
+    """Whether all token ids that `read_rows` would need for these columns are stored, so that no text is read."""
+    return all(map(complete, _places(stored, "mismatched_id" in filled)))
+
+
+def _places(stored: Path, partners: bool) -> list[Path]:
+    """Where the ids of the rows stand, and those of their mismatched partners."""
+    return [stored, *([stored.with_name(f"{stored.name}-mismatched")] if partners else [])]
+
+
+def _text(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    return table[name] if name in table.column_names else None
 
 
 def _lengths(table: pa.Table) -> list[str]:
@@ -192,15 +206,17 @@ def _codes(weights: np.ndarray, encoded: Sequence[Tokens]) -> np.ndarray:
     return codes
 
 
-def _partners(table: pa.Table) -> pa.ChunkedArray:
-    """The text of each row's mismatched completion, which stands in the same split."""
+def _partners(table: pa.Table) -> pa.ChunkedArray | None:
+    """The text of each row's mismatched completion, which stands in the same split; None where there are no texts."""
+    if (texts := _text(table, "completion")) is None:
+        return None
     at = pc.index_in(table["mismatched_id"], value_set=table["completion_id"])
     if lost := at.null_count:
         first = table["mismatched_id"].filter(pc.is_null(at))[0]
         raise ValueError(
             f"{lost} mismatched partners are not in this split, the first is {first}: build the snapshot again"
         )
-    return table["completion"].take(at)
+    return texts.take(at)
 
 
 def _require(rows: pa.Table, needed: Sequence[str], rule: str) -> None:

@@ -18,7 +18,7 @@ from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import say
-from rlhf_data.training.batches import manifest_of, read_rows, read_split
+from rlhf_data.training.batches import has_tokens, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
 from rlhf_data.training.optimizer import Schedule
@@ -128,15 +128,16 @@ def train(
     _claim(run, arguments)
     torch.manual_seed(seed)
     started = time.monotonic()
+    stored = tokens.folder(snapshot, source, split, model=model, cache=cache, **encoding) / split
     rows = read_rows(
-        read_split(snapshot, split),
+        read_split(snapshot, split, texts=not has_tokens(stored, rules.columns(rule))),
         models.load_tokenizer(model, cache=cache),
         kind=rules.table(rule),
         filled=rules.columns(rule),
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
-        stored=tokens.folder(snapshot, source, split, model=model, cache=cache, **encoding) / split,
+        stored=stored,
         **encoding,
     )
     net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)

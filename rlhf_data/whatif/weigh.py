@@ -158,9 +158,7 @@ def _columns(rows: pl.DataFrame, moved: bool) -> Columns:
     return columns | policy
 
 
-def _weights(
-    one: Asked, table: str, columns: Columns, batches: Sequence[np.ndarray] | None
-) -> tuple[np.ndarray, ...]:
+def _weights(one: Asked, table: str, columns: Columns, batches: Sequence[np.ndarray] | None) -> tuple[np.ndarray, ...]:
     """One rule's weights of all rows: (chosen, rejected) of pairs, (w,) of completions; 0 where no batch has a row.
 
     `batches` are the row numbers of each step, where the rule looks at other rows than its own.

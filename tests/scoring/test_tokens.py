@@ -58,7 +58,7 @@ def assert_same(ours: Tokens, theirs: Tokens) -> None:
 def test_every_row_has_the_ids_and_codes_that_encode_gives_it(rows, part):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tokens, "_PART_ROWS", part)
-        made = read_tokens(columns(rows), TOKENIZER, **LENGTHS)
+        made = read_tokens(columns(rows), len(rows), TOKENIZER, **LENGTHS)
     for at, side in enumerate(("chosen", "rejected"), start=1):
         told = encode(TOKENIZER, [user(row[0]) for row in rows], [row[at] for row in rows], **LENGTHS)
         assert made.refused[side].tolist() == told.refused
@@ -77,7 +77,7 @@ def test_every_row_has_the_ids_and_codes_that_encode_gives_it(rows, part):
 def test_a_prompt_and_an_answer_are_kept_once_however_many_pairs_they_stand_in():
     answers = ["yes", "no", "perhaps"]
     rows = [("well?", a, b) for a in answers for b in answers if a != b]
-    made = read_tokens(columns(rows), TOKENIZER, **LENGTHS)
+    made = read_tokens(columns(rows), len(rows), TOKENIZER, **LENGTHS)
     assert len(made.ids) == 1 + len(answers)
     assert made.ids.values.dtype == np.uint16
 
@@ -85,7 +85,7 @@ def test_a_prompt_and_an_answer_are_kept_once_however_many_pairs_they_stand_in()
 def test_a_vocabulary_beyond_16_bits_is_kept_in_32(monkeypatch):
     large = tiny_model.tokenizer()
     monkeypatch.setattr(type(large), "__len__", lambda self: 70_000)
-    assert read_tokens(columns([("a", "b", "c")]), large, **LENGTHS).ids.values.dtype == np.uint32
+    assert read_tokens(columns([("a", "b", "c")]), 1, large, **LENGTHS).ids.values.dtype == np.uint32
 
 
 ROWS = [(f"question {i}?", f"yes {i}", f"no {i}") for i in range(10)]
@@ -96,7 +96,7 @@ def stored(tmp_path, monkeypatch):
     """Ten rows in parts of four, stored."""
     monkeypatch.setattr(tokens, "_PART_ROWS", 4)
     place = tmp_path / "tokens" / "train"
-    return place, read_tokens(columns(ROWS), TOKENIZER, stored=place, **LENGTHS)
+    return place, read_tokens(columns(ROWS), len(ROWS), TOKENIZER, stored=place, **LENGTHS)
 
 
 def test_stored_ids_are_read_without_the_tokenizer(stored):
@@ -105,7 +105,7 @@ def test_stored_ids_are_read_without_the_tokenizer(stored):
         *(f"train-0000{k}.parquet" for k in range(3)),
         "train.json",
     ]
-    assert_same(read_tokens(columns(ROWS), Untouchable(), stored=place, **LENGTHS), made)  # type: ignore[arg-type]
+    assert_same(read_tokens(columns(ROWS), len(ROWS), Untouchable(), stored=place, **LENGTHS), made)  # type: ignore[arg-type]
 
 
 def test_a_kill_costs_the_part_at_hand_and_nothing_else(stored, monkeypatch):
@@ -122,8 +122,8 @@ def test_a_kill_costs_the_part_at_hand_and_nothing_else(stored, monkeypatch):
 
     monkeypatch.setattr(tokens, "_encoded", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        read_tokens(columns(ROWS), TOKENIZER, stored=place, **LENGTHS)
-    assert_same(read_tokens(columns(ROWS), TOKENIZER, stored=place, **LENGTHS), made)
+        read_tokens(columns(ROWS), len(ROWS), TOKENIZER, stored=place, **LENGTHS)
+    assert_same(read_tokens(columns(ROWS), len(ROWS), TOKENIZER, stored=place, **LENGTHS), made)
     assert len(calls) == 4
 
 
@@ -142,9 +142,20 @@ def test_a_damaged_part_is_made_again(damage, stored):
         place.with_name("train.json").unlink()
     else:
         place.with_name("train.json").write_text('{"sides"')
-    assert_same(read_tokens(columns(ROWS), TOKENIZER, stored=place, **LENGTHS), made)
+    assert_same(read_tokens(columns(ROWS), len(ROWS), TOKENIZER, stored=place, **LENGTHS), made)
     assert part.read_bytes() == whole
-    assert_same(read_tokens(columns(ROWS), Untouchable(), stored=place, **LENGTHS), made)  # type: ignore[arg-type]
+    assert_same(read_tokens(columns(ROWS), len(ROWS), Untouchable(), stored=place, **LENGTHS), made)  # type: ignore[arg-type]
+
+
+def test_texts_are_not_needed_where_all_ids_are_stored(stored):
+    place, made = stored
+    assert tokens.complete(place)
+    without: dict[str, None] = dict.fromkeys(("prompt", "chosen", "rejected"))
+    assert_same(read_tokens(without, len(ROWS), Untouchable(), stored=place, **LENGTHS), made)  # type: ignore[arg-type]
+    place.with_name("train-00002.parquet").unlink()
+    assert not tokens.complete(place)
+    with pytest.raises(ValueError, match="was removed or damaged while it was read: start again"):
+        read_tokens(without, len(ROWS), TOKENIZER, stored=place, **LENGTHS)
 
 
 def published(tmp_path, rows: str = "r"):
@@ -178,7 +189,9 @@ def test_ids_stand_beside_their_snapshot_under_all_that_decides_them(tmp_path):
     ]
     (tmp_path / "mine.jinja").write_text("{{ messages }} ")
     others.append(
-        tokens.folder(snapshot, manifest, "train", model=model, **(lengths | {"template": str(tmp_path / "mine.jinja")}))
+        tokens.folder(
+            snapshot, manifest, "train", model=model, **(lengths | {"template": str(tmp_path / "mine.jinja")})
+        )
     )
     (tmp_path / "model" / "tokenizer.json").write_text('{"a": 1}')
     others.append(tokens.folder(snapshot, manifest, "train", model=model, **lengths))
