@@ -5,7 +5,7 @@ the same texts. Token ids are stored once (timed apart). Each round then runs, i
 and planning and packing them as the scorer does (all groups, packs of 2,048 tokens) and as the trainer does (steps of
 16 pairs in the order of an epoch); and the peers, which only tokenise: a row at a time with `datasets.map`, prompt,
 prompt + chosen and prompt + rejected, as TRL does, and batches of 1,000 texts a column. Tokens are those of prompt,
-chosen and rejected, counted once a column for everyone. Ends with one line of JSON: every figure of every round.
+chosen and rejected, counted once a column for everyone; speeds are by the clock and, as machines are shared, by CPU time. Ends with one line of JSON: every figure of every round.
 """
 
 import argparse
@@ -157,16 +157,19 @@ def main() -> None:
             "datasets.map, a row at a time": (lambda: row_by_row(peers, tokenizer), n * share),
             "tokenizer, batches of 1,000": (lambda: in_batches(peers, tokenizer), n * share),
         }
-        speeds: dict[str, list[float]] = {name: [] for name in timed}
+        speeds: dict[str, list[tuple[int, int]]] = {name: [] for name in timed}  # by the clock, and by CPU time
         for _ in range(rounds):
             for name, (task, tokens) in timed.items():
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 task()
-                speeds[name].append(round(tokens / (time.perf_counter() - started)))
+                clock, cpu = time.perf_counter() - started, time.process_time() - used
+                speeds[name].append((round(tokens / clock), round(tokens / cpu)))
     print(f"{len(groups):,} pairs, {n:,} tokens, {held / n:.2f} bytes a token stored, {groups.ids.values.dtype}")
-    print(f"{'made and stored once':<36}{n / first:>14,.0f} tokens/s")
+    print(f"{'tokens/s':<36}{'wall':>14}{'CPU':>14}")
+    print(f"{'made and stored once':<36}{n / first:>14,.0f}")
     for name, values in speeds.items():
-        print(f"{name:<36}{statistics.median(values):>14,.0f} tokens/s")
+        wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
+        print(f"{name:<36}{wall:>14,.0f}{cpu:>14,.0f}")
     print(
         json.dumps({"pairs": len(groups), "tokens": n, "stored_bytes": held, "first_seconds": first, "speeds": speeds})
     )

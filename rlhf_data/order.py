@@ -28,8 +28,8 @@ def epoch_batches(
     size: int,
     seed: int,
     epoch: int,
-    groups: Sequence[str] | None = None,
-    labels: Sequence[bool] | None = None,
+    groups: Sequence[str] | np.ndarray | None = None,
+    labels: Sequence[bool] | np.ndarray | None = None,
     even: bool = False,
 ) -> list[np.ndarray]:
     """Row numbers of each step of one epoch, every row in one step.
@@ -74,8 +74,8 @@ def batches_from(
     *,
     size: int,
     seed: int,
-    groups: Sequence[str] | None = None,
-    labels: Sequence[bool] | None = None,
+    groups: Sequence[str] | np.ndarray | None = None,
+    labels: Sequence[bool] | np.ndarray | None = None,
     even: bool = False,
 ) -> Iterator[list[int]]:
     """Row numbers of each optimizer step from `step` (counted from 0) on, epoch after epoch, without end.
@@ -98,7 +98,9 @@ def batches_from(
         epoch, at = epoch + 1, 0
 
 
-def steps_of_epoch(ids: Sequence[str], *, size: int, groups: Sequence[str] | None = None, even: bool = False) -> int:
+def steps_of_epoch(
+    ids: Sequence[str], *, size: int, groups: Sequence[str] | np.ndarray | None = None, even: bool = False
+) -> int:
     """Optimizer steps of one pass over the rows, as `batches_from` makes them; those with labels are even."""
     return _steps(len(ids) if groups is None else len(set(groups)), len(ids), size, even)
 
@@ -127,7 +129,7 @@ def share(tokens: Sequence[int], rank: int, world: int) -> list[int]:
     return sorted(mine)
 
 
-def _require_classes(labels: Sequence[bool], size: int) -> None:
+def _require_classes(labels: Sequence[bool] | np.ndarray, size: int) -> None:
     n, desirable = len(labels), int(np.count_nonzero(labels))
     steps, fewest = _steps(n, n, size, even=True), min(desirable, n - desirable)
     if fewest >= steps:
@@ -140,7 +142,7 @@ def _require_classes(labels: Sequence[bool], size: int) -> None:
     )
 
 
-def _numbered(groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _numbered(groups: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The number of each row's group, (n,), and the groups' names, in the order of their first rows."""
     numbers: dict[str, int] = {}
     of = np.fromiter((numbers.setdefault(name, len(numbers)) for name in groups), np.int64, len(groups))

@@ -38,8 +38,8 @@ def collect(
         dry: remove nothing.
 
     Returns:
-        what was removed, or would be: what (snapshot, tokens, step, piece, temporary, scores), path, bytes, why; the largest
-        first.
+        what was removed, or would be: what (snapshot, tokens, step, piece, temporary, scores), path, bytes, why; the
+        largest first.
 
     Raises:
         ValueError: both `keep` and `older_than`; no such workspace; a build is running.

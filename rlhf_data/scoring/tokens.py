@@ -4,10 +4,10 @@
     <versions>/tokens/<snapshot>/<encoding>/<split>-00000.parquet …     the ids of some thousand rows
 
 A snapshot's own folder never changes, so the ids stand next to it; where that cannot be written, or the snapshot lies
-alone, they stand under the cache. `<encoding>` is a digest of all that decides the ids: the rows, the tokenizer's files,
-the template's text, the lengths, and the version of `encode`. A part holds each distinct sequence once, end to end, and
-says by number which one is a row's prompt and which are its completions. Parts appear whole or not at all, so a kill
-costs the one in hand; one that is damaged is made again.
+alone, they stand under the cache. `<encoding>` is a digest of all that decides the ids: the rows, the tokenizer's
+files, the template's text, the lengths, and the version of `encode`. A part holds each distinct sequence once, end to
+end, and says by number which one is a row's prompt and which are its completions. Parts appear whole or not at all, so
+a kill costs the one in hand; one that is damaged is made again.
 """
 
 # pyright: reportAttributeAccessIssue=false

@@ -183,11 +183,12 @@ def _groups(tokens: Tokens, sides: Sequence[str], kept: np.ndarray) -> Groups:
 
 def _array(column: pa.ChunkedArray) -> np.ndarray | Ragged:
     """A column in memory: numbers as they are, equal names as one object, lists end to end."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    kind = pa.types
+    if kind.is_list(column.type) or kind.is_large_list(column.type):
         lists = column.combine_chunks()
         ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
         return Ragged(lists.flatten().to_numpy(zero_copy_only=False), np.concatenate(([0], ends)))
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+    if not (kind.is_integer(column.type) or kind.is_floating(column.type) or kind.is_boolean(column.type)):
         coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
         names = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
         return names[pc.fill_null(coded.indices, len(names) - 1).to_numpy()]
@@ -239,8 +240,8 @@ def _check_lengths(rows: pa.Table, lengths: dict[str, np.ndarray]) -> None:
             i = int(differing[0])
             raise ValueError(
                 f"{len(differing)} rows have other tokens than when their references were scored (first "
-                f"{rows.column(0)[i]}: {side} had {before[i]} tokens, has {now[i]}): the policy's tokenizer or template "
-                "is not the reference's; score with the policy's"
+                f"{rows.column(0)[i]}: {side} had {before[i]} tokens, has {now[i]}): the policy's tokenizer or "
+                "template is not the reference's; score with the policy's"
             )
 
 

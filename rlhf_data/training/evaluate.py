@@ -189,8 +189,8 @@ def pair_margins(
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
     logps = sequence_logps(policy, rows.groups).cpu().numpy()
     margin = logps[:, 0] - logps[:, 1]
-    stored = [np.asarray(rows.columns[name]) for name in filled]
-    gained = margin - (stored[0] - stored[1]) if stored else None
+    references = [np.asarray(rows.columns[name]) for name in filled]
+    gained = margin - (references[0] - references[1]) if references else None
     groups = list(rows.columns[by]) if by else []
     return Margins(margin, gained, groups, list(rows.columns["prompt_id"]), rows.dropped)
 

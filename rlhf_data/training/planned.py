@@ -26,8 +26,8 @@ class Demands(NamedTuple):
         even: whether no step may be smaller than the others: a mean or a rank over few rows is another rule.
     """
 
-    groups: Sequence[str] | None
-    labels: Sequence[bool] | None
+    groups: Sequence[str] | np.ndarray | None
+    labels: Sequence[bool] | np.ndarray | None
     even: bool
 
 

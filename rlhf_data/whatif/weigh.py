@@ -60,9 +60,10 @@ def weigh(
 
     A row's weight in the snapshot is not multiplied in: it stands beside, in `weight`. Where a rule's weights depend on
     other rows, the batches are those of the trainer's first epoch: rows of weight > 0 in the order of their keyed
-    hashes, about `batch_size` at a time, both classes in each where the rule wants them; a rule that remembers earlier steps stands at its first in each. Rules for single
-    completions see a pair as two of them, chosen as desirable and rejected as not; one that reads neither label nor
-    reward (imitation) sees the chosen one only, and the other's weight is 0.
+    hashes, about `batch_size` at a time, both classes in each where the rule wants them; a rule that remembers earlier
+    steps stands at its first in each. Rules for single completions see a pair as two of them, chosen as desirable and
+    rejected as not; one that reads neither label nor reward (imitation) sees the chosen one only, and the other's
+    weight is 0.
 
     Args:
         snapshot: its folder, or that of its versions.
@@ -180,7 +181,7 @@ def _weights(one: Asked, table: str, columns: Columns, batches: Sequence[np.ndar
             return made
         sizes = np.array([len(batch) for batch in batches])
         for size in np.unique(sizes).tolist():  # they differ by a row or two
-            alike = [batches[i] for i in np.flatnonzero(sizes == size)]
+            alike = [batches[i] for i in np.flatnonzero(sizes == size).tolist()]
             together = max(1, _STACKED // size**2)
             for start in range(0, len(alike), together):
                 stacked = alike[start : start + together]

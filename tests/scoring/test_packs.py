@@ -19,10 +19,9 @@ group = st.builds(
 
 def views(groups: list[Group]) -> list[Group]:
     """The same groups as 16-bit arrays, as a split's token ids are read."""
-    narrow = [
+    return [
         Group(np.asarray(g.prompt, np.uint16), [np.asarray(one, np.uint16) for one in g.completions]) for g in groups
     ]
-    return narrow
 
 
 def packed_token_by_token(groups: list[Group]) -> Batch:

@@ -1,6 +1,7 @@
 """Stored token ids are those of `encode`, are read without a tokenizer, and are never taken for others."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, read_tokens
 from tests import tiny_model
 from tests.training.snapshots import MESSAGES, user
 
-LENGTHS = {"template": "chat", "max_length": 24, "max_prompt_length": 18}
+LENGTHS: dict[str, Any] = {"template": "chat", "max_length": 24, "max_prompt_length": 18}
 TOKENIZER = tiny_model.tokenizer()
 text = st.sampled_from(["", "yes", "no, never", "a very long answer that goes on and on, to no end", "<|im_end|>", "é"])
 
@@ -170,37 +171,28 @@ def published(tmp_path, rows: str = "r"):
 
 def test_ids_stand_beside_their_snapshot_under_all_that_decides_them(tmp_path):
     snapshot, manifest, model = published(tmp_path)
-    lengths = {"template": "chat", "max_length": 24, "max_prompt_length": 18, "cache": tmp_path / "cache"}
-    place = tokens.folder(snapshot, manifest, "train", model=model, **lengths)
-    assert place.parent == snapshot.parent / "tokens" / snapshot.name
-    assert tokens.folder(snapshot, manifest, "train", model=model, **lengths) == place
-    (tmp_path / "mine.jinja").write_text("{{ messages }}")
-    others = [
-        tokens.folder(snapshot, manifest | {"content_hash": "other"}, "train", model=model, **lengths),
-        *(
-            tokens.folder(snapshot, manifest, "train", model=model, **(lengths | change))
-            for change in (
-                {"max_length": 25},
-                {"max_prompt_length": 17},
-                {"template": "plain"},
-                {"template": str(tmp_path / "mine.jinja")},
-            )
-        ),
-    ]
-    (tmp_path / "mine.jinja").write_text("{{ messages }} ")
-    others.append(
-        tokens.folder(
-            snapshot, manifest, "train", model=model, **(lengths | {"template": str(tmp_path / "mine.jinja")})
-        )
-    )
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ messages }}")
+
+    def place(rows: str = "r", **changed: Any):
+        options: dict[str, Any] = {**LENGTHS, "cache": tmp_path / "cache", **changed}
+        return tokens.folder(snapshot, manifest | {"content_hash": rows}, "train", model=model, **options)
+
+    first = place()
+    assert first.parent == snapshot.parent / "tokens" / snapshot.name
+    assert place() == first
+    others = [place(rows="other"), place(max_length=25), place(max_prompt_length=17), place(template="plain")]
+    others.append(place(template=str(mine)))
+    mine.write_text("{{ messages }} ")
+    others.append(place(template=str(mine)))
     (tmp_path / "model" / "tokenizer.json").write_text('{"a": 1}')
-    others.append(tokens.folder(snapshot, manifest, "train", model=model, **lengths))
-    assert len({place, *others}) == 1 + len(others)
+    others.append(place())
+    assert len({first, *others}) == 8
 
 
 def test_ids_stand_in_the_cache_where_the_snapshot_lies_alone_or_its_folder_cannot_be_written(tmp_path, monkeypatch):
     snapshot, manifest, model = published(tmp_path)
-    options = {"template": "chat", "max_length": 24, "max_prompt_length": 18, "cache": tmp_path / "cache"}
+    options: dict[str, Any] = {**LENGTHS, "cache": tmp_path / "cache"}
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
         assert tokens.folder(snapshot, manifest, "train", model=model, **options).is_relative_to(tmp_path / "cache")
@@ -211,7 +203,7 @@ def test_ids_stand_in_the_cache_where_the_snapshot_lies_alone_or_its_folder_cann
 def test_without_a_content_hash_changed_rows_have_another_place(tmp_path):
     snapshot, manifest, model = published(tmp_path)
     manifest.pop("content_hash")
-    options = {"template": "chat", "max_length": 24, "max_prompt_length": 18, "cache": tmp_path / "cache"}
+    options: dict[str, Any] = {**LENGTHS, "cache": tmp_path / "cache"}
     file = snapshot / "data" / "train-00000-of-00001.parquet"
     places = []
     for content in ("one", "other"):
