@@ -5,7 +5,8 @@ the same texts. Token ids are stored once (timed apart). Each round then runs, i
 and planning and packing them as the scorer does (all groups, packs of 2,048 tokens) and as the trainer does (steps of
 16 pairs in the order of an epoch); and the peers, which only tokenise: a row at a time with `datasets.map`, prompt,
 prompt + chosen and prompt + rejected, as TRL does, and batches of 1,000 texts a column. Tokens are those of prompt,
-chosen and rejected, counted once a column for everyone; speeds are by the clock and, as machines are shared, by CPU time. Ends with one line of JSON: every figure of every round.
+chosen and rejected, counted once a column for everyone; speeds are by the clock and, as machines are shared, by CPU
+time. Ends with one line of JSON: every figure of every round.
 """
 
 import argparse
