@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": set(),
     "words": set(),
     "files": set(),
+    "order": set(),
     "accounting": set(),
     "tables": {"ids", "files"},
     "texts": {"files", "tables"},
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "weigh": {*BASE, "weigh"},
     "rules": {"rules", "words"},
     "scoring": {"files", "scoring", "rules"},  # files needs nothing but xxhash
-    "training": {"files", "training", "scoring", "rules"},
+    "training": {"files", "order", "training", "scoring", "rules"},
     "world": {"world", "ids"},
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"report"},
     "installation": {"terminal"},
     "scaffold": {*BASE, "sources"},
-    "whatif": {*BASE, "whatif", "snapshot", "rules", "scoring", "report"},
+    "whatif": {*BASE, "order", "whatif", "snapshot", "rules", "scoring", "report"},
     "plan": {*BASE, "snapshot", "spec", "sources", "rules", "scoring"},
     "inspect": {*BASE, "inspect", "report", "snapshot", "plan", "spec", "sources", "shape"},
 }

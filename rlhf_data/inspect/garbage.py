@@ -38,8 +38,8 @@ def collect(
         dry: remove nothing.
 
     Returns:
-        what was removed, or would be: what (snapshot, step, piece, temporary, scores), path, bytes, why; the largest
-        first.
+        what was removed, or would be: what (snapshot, tokens, step, piece, temporary, scores), path, bytes, why; the
+        largest first.
 
     Raises:
         ValueError: both `keep` and `older_than`; no such workspace; a build is running.
@@ -54,6 +54,7 @@ def collect(
         going = {path for path, _ in old}
         least = HOUR if older_than is None else max(HOUR, older_than * DAY)
         found = [("snapshot", path, why) for path, why in old]
+        found += _tokens(workspace, specs, going)
         found += _temporaries(workspace, specs)
         found += _steps(workspace, specs, least)
         found += _scores(workspace, specs, going) if scores else []
@@ -85,6 +86,20 @@ def _old_snapshots(
     stay = [path for spec in specs.values() for path in versions(spec.versions) if path not in going]
     made_from = "".join(_said_of_sources(path) for path in stay)
     return [(path, why) for path, why in found if path.name not in made_from]
+
+
+def _tokens(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> list[tuple[str, Path, str]]:
+    """Token ids of snapshots that are gone, or go now; those under the workspace may be of a snapshot elsewhere."""
+    found = []
+    for place in dict.fromkeys(spec.versions for spec in specs.values()):
+        for path in sorted((place / "tokens").glob("[!.]*")):
+            if not (place / path.name).is_dir() or place / path.name in going:
+                found.append(("tokens", path, f"of the snapshot {path.name}, which is gone"))
+    there = {path.name for spec in specs.values() for path in versions(spec.versions) if path not in going}
+    for path in sorted((workspace.root / "tokens").glob("[!.]*")):
+        if path.name not in there and min(map(_age, [path, *path.glob("*")])) > DAY:
+            found.append(("tokens", path, f"of {path.name}, no snapshot of this workspace, and made again when needed"))
+    return found
 
 
 def _said_of_sources(snapshot: Path) -> str:
@@ -139,7 +154,8 @@ def _temporaries(workspace: Workspace, specs: dict[str, Known]) -> list[tuple[st
     """What processes that are gone left half written, anywhere below the workspace and beside the snapshots."""
     folders = [path for path in [workspace.root, *workspace.root.rglob("*")] if path.is_dir()]
     folders = [path for path in folders if not any(part.endswith(".tmp") for part in path.parts)]
-    folders += [folder for spec in specs.values() for folder in (spec.versions, spec.versions / "refs")]
+    for spec in specs.values():
+        folders += [spec.versions, spec.versions / "refs", *(spec.versions / "tokens").glob("*/*")]
     return [
         ("temporary", left, "half written, and its process is gone")
         for folder in dict.fromkeys(folders)

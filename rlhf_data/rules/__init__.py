@@ -74,6 +74,7 @@ __all__ = [
     "memory",
     "modules",
     "needs",
+    "needs_both_classes",
     "parameters",
     "remember",
     "rule",
@@ -194,6 +195,15 @@ def averages_over_batch(name: Rule) -> bool:
 def keeps_groups(name: Rule) -> bool:
     """Whether an optimizer step has to hold all answers to a prompt or none: the rule names `group`."""
     return "group" in needs(name)
+
+
+def needs_both_classes(name: Rule) -> bool:
+    """Whether an optimizer step has to hold desirable and undesirable rows: the policy's are averaged beside labels.
+
+    >>> [needs_both_classes(name) for name in ("kto", "bco", "c_rlft", "apo_zero_unpaired")]
+    [True, True, False, False]
+    """
+    return "label" in needs(name) and averages_over_batch(name) and not is_static(name)
 
 
 def weighs_tokens(name: Rule) -> bool:

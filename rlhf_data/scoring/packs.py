@@ -6,19 +6,22 @@ asks for, does not run at all. Models whose attention cannot be packed run in pa
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Layout = Literal["packed", "padded"]
+Ids = Sequence[int] | np.ndarray  # token ids; arrays, which are views of a whole split's, go into packs at once
 
 
 class Group(NamedTuple):
     """A prompt with completions of it, as token ids; neither may be empty."""
 
-    prompt: Sequence[int]
-    completions: Sequence[Sequence[int]]
+    prompt: Ids
+    completions: Sequence[Ids]
 
 
 class Batch(NamedTuple):
@@ -35,105 +38,156 @@ def plan(groups: Sequence[Group], token_budget: int, layout: Layout) -> list[lis
     >>> plan([Group([1], [[2]]), Group([1, 2], [[3, 4]]), Group([1], [[2, 3]])], 4, "packed")
     [[1, 0], [2]]
     """
-    sizes = [size(group, layout) for group in groups]
-    order = sorted(range(len(groups)), key=lambda i: (-sizes[i], i))
-    return _fill_packs(order, sizes, token_budget) if layout == "packed" else _fill_pads(order, groups, token_budget)
+    if layout == "packed":
+        return fill(np.fromiter((size(group, layout) for group in groups), np.int64, len(groups)), token_budget)
+    widths = np.fromiter(map(_width, groups), np.int64, len(groups))
+    rows = np.fromiter((len(group.completions) for group in groups), np.int64, len(groups))
+    return _fill_pads(widths, rows, token_budget)
 
 
 def size(group: Group, layout: Layout) -> int:
     """Tokens that a group runs."""
-    tails = sum(len(completion) - 1 for completion in group.completions)
     if layout == "packed":
-        return len(group.prompt) + tails
+        return len(group.prompt) + sum(map(len, group.completions)) - len(group.completions)
     return len(group.completions) * _width(group)
 
 
-def pack(groups: Sequence[Group], device: torch.device) -> Batch:
-    """One row: each group's prompt, then its completions without their last tokens."""
-    ids: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    spans = []
-    for group in groups:
-        start, n_prompt = len(ids), len(group.prompt)
-        owner = [0] * n_prompt
-        ids += group.prompt
-        positions += range(n_prompt)
-        for number, completion in enumerate(group.completions):
-            rows += [start + n_prompt - 1, *range(len(ids), len(ids) + len(completion) - 1)]
-            ids += completion[:-1]
-            positions += range(n_prompt, n_prompt + len(completion) - 1)
-            owner += [number + 1] * (len(completion) - 1)
-        split = n_prompt + len(group.completions[0]) - 1
-        spans.append((start, start + split, len(ids), _group_mask(owner, split, device)))
-    flat = [token for group in groups for completion in group.completions for token in completion]
-    return Batch(
-        input_ids=torch.tensor([ids], device=device),
-        rows=torch.tensor(rows, device=device),
-        targets=torch.tensor(flat, device=device),
-        lengths=[len(completion) for group in groups for completion in group.completions],
-        forward={"position_ids": torch.tensor([positions], device=device), "spans": spans},
-    )
+def fill(sizes: np.ndarray, token_budget: int) -> list[list[int]]:
+    """Packs of things of these sizes (n,), longest first, by best fit: each goes where it leaves the least room.
 
-
-def _group_mask(owner: list[int], split: int, device: torch.device) -> Tensor | None:
-    """(tokens after `split`, tokens of the group): who sees whom among a group's second and later completions."""
-    if split == len(owner):
-        return None
-    of = torch.tensor(owner, device=device)
-    at = torch.arange(len(owner), device=device)
-    seen = (of[None, :] == 0) | (of[split:, None] == of[None, :])
-    return seen & (at[split:, None] >= at[None, :])
-
-
-def pad(groups: Sequence[Group], device: torch.device) -> Batch:
-    """A row a completion, padded on the right."""
-    pairs = [(group.prompt, completion) for group in groups for completion in group.completions]
-    width = max(map(_width, groups))
-    ids = torch.zeros((len(pairs), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    rows: list[int] = []
-    for i, (prompt, completion) in enumerate(pairs):
-        tokens = [*prompt, *completion[:-1]]
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = 1
-        rows += range(i * width + len(prompt) - 1, i * width + len(tokens))
-    positions = torch.arange(width, device=device).expand(len(pairs), width)
-    return Batch(
-        input_ids=ids.to(device),
-        rows=torch.tensor(rows, device=device),
-        targets=torch.tensor([token for _, completion in pairs for token in completion], device=device),
-        lengths=[len(completion) for _, completion in pairs],
-        forward={"attention_mask": mask.to(device), "position_ids": positions},
-    )
-
-
-def _width(group: Group) -> int:
-    return len(group.prompt) + max(len(completion) for completion in group.completions) - 1
-
-
-def _fill_packs(order: list[int], sizes: list[int], token_budget: int) -> list[list[int]]:
-    """Best fit: each group goes where it leaves the least room."""
+    >>> fill(np.array([1, 3, 2]), 4)
+    [[1, 0], [2]]
+    """
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, pack), ascending
-    for i in order:
-        at = bisect_left(room, (sizes[i], -1))
+    order = np.argsort(-sizes, kind="stable")
+    for i, tokens in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        at = bisect_left(room, (tokens, -1))
         left, pack = room.pop(at) if at < len(room) else (token_budget, len(packs))
         if pack == len(packs):
             packs.append([])
         packs[pack].append(i)
-        insort(room, (left - sizes[i], pack))
+        insort(room, (left - tokens, pack))
     return packs
 
 
-def _fill_pads(order: list[int], groups: Sequence[Group], token_budget: int) -> list[list[int]]:
-    order = sorted(order, key=lambda i: -_width(groups[i]))
+def pack(groups: Sequence[Group], device: torch.device) -> Batch:
+    """One row: each group's prompt, then its completions without their last tokens."""
+    counts = np.fromiter((len(completions) for _, completions in groups), np.int64, len(groups))
+    whole = [completion for _, completions in groups for completion in completions]
+    parts = [part for prompt, many in groups for part in (prompt, *[completion[:-1] for completion in many])]
+    ran = np.fromiter(map(len, parts), np.int64, len(parts))
+    wanted = np.fromiter(map(len, whole), np.int64, len(whole))
+    ends = ran.cumsum()
+    starts = ends - ran
+    completion = np.ones(len(parts), bool)
+    completion[(counts + 1).cumsum() - counts - 1] = False
+    prompts = ran[~completion]
+    first = wanted.cumsum() - wanted
+    begins = completion * prompts.repeat(counts + 1)  # where in its sequence each part begins
+    positions = np.arange(ends[-1]) + (begins - starts).repeat(ran)
+    rows = np.arange(first[-1] + wanted[-1]) + (starts[completion] - 1 - first).repeat(wanted)
+    rows[first] = (ends[~completion] - 1).repeat(counts)  # a prompt's end predicts all the first tokens
+    spans = _spans(prompts.tolist(), (wanted - 1).tolist(), counts.tolist(), device)
+    return Batch(
+        input_ids=_tensor(_flat(parts), device)[None],
+        rows=_tensor(rows, device),
+        targets=_tensor(_flat(whole), device),
+        lengths=wanted.tolist(),
+        forward={"position_ids": _tensor(positions, device)[None], "spans": spans},
+    )
+
+
+def _flat(parts: Sequence[Ids]) -> np.ndarray:
+    return np.concatenate(parts, dtype=np.int64, casting="unsafe")  # an empty list counts as floats
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
+
+
+def _spans(
+    prompts: list[int], tails: list[int], counts: list[int], device: torch.device
+) -> list[tuple[int, int, int, Tensor | None]]:
+    """(start, split, end, mask) of each group: tokens up to `split` are its prompt and its first completion.
+
+    A mask, (tokens after `split`, tokens of the group), says who sees whom among the later completions; None where
+    there are no such tokens. All masks of a pack are made, and sent to the device, as one array.
+    """
+    shapes, places = [], []
+    start = at = 0
+    for n_prompt, count in zip(prompts, counts, strict=True):
+        split, width = n_prompt + tails[at], n_prompt + sum(tails[at : at + count])
+        places.append((start, start + split, start + width))
+        shapes.append((width - split, width))
+        start, at = start + width, at + count
+    sizes = [rows * width for rows, width in shapes]
+    seen = np.zeros(sum(sizes), bool)
+    begin = at = 0
+    for n_prompt, count, shape, size in zip(prompts, counts, shapes, sizes, strict=True):
+        if size:
+            _see(seen[begin : begin + size].reshape(shape), n_prompt, tails[at : at + count])
+        begin, at = begin + size, at + count
+    masks = _tensor(seen, device).split(sizes)
+    return [
+        (*place, mask.view(shape) if shape[0] else None)
+        for place, mask, shape in zip(places, masks, shapes, strict=True)
+    ]
+
+
+def _see(seen: np.ndarray, n_prompt: int, tails: Sequence[int]) -> None:
+    """Let the tokens of all completions but the first see the prompt, and their own completion up to themselves."""
+    seen[:, :n_prompt] = True
+    at = 0
+    for n in tails[1:]:
+        seen[at : at + n, n_prompt + tails[0] + at : n_prompt + tails[0] + at + n] = _lower(1 << n.bit_length())[:n, :n]
+        at += n
+
+
+@lru_cache(16)
+def _lower(n: int) -> np.ndarray:
+    """True where the column is at most the row, (n, n); sizes are powers of two, so few are ever made."""
+    return np.tri(n, dtype=bool)
+
+
+def pad(groups: Sequence[Group], device: torch.device) -> Batch:
+    """A row a completion, padded on the right."""
+    pairs = [(prompt, completion) for prompt, completions in groups for completion in completions]
+    width = max(map(_width, groups))
+    ids = np.zeros((len(pairs), width), np.int64)
+    mask = np.zeros_like(ids)
+    rows = []
+    for i, (prompt, completion) in enumerate(pairs):
+        tokens = len(prompt) + len(completion) - 1
+        ids[i, : len(prompt)] = prompt
+        ids[i, len(prompt) : tokens] = completion[:-1]
+        mask[i, :tokens] = 1
+        rows.append(np.arange(i * width + len(prompt) - 1, i * width + tokens))
+    return Batch(
+        input_ids=_tensor(ids, device),
+        rows=_tensor(np.concatenate(rows), device),
+        targets=_tensor(_flat([completion for _, completion in pairs]), device),
+        lengths=[len(completion) for _, completion in pairs],
+        forward={
+            "attention_mask": _tensor(mask, device),
+            "position_ids": torch.arange(width, device=device).expand(len(pairs), width),
+        },
+    )
+
+
+def _width(group: Group) -> int:
+    return len(group.prompt) + max(map(len, group.completions)) - 1
+
+
+def _fill_pads(widths: np.ndarray, rows: np.ndarray, token_budget: int) -> list[list[int]]:
+    """Groups of about one width together; both (n,): how wide a group is, and how many rows it takes."""
+    order = np.lexsort((np.arange(len(widths)), -rows * widths, -widths))
     batches: list[list[int]] = []
-    rows, width = 0, 0
-    for i in order:
-        rows += len(groups[i].completions)
-        if not batches or rows * width > token_budget:
+    held, width = 0, 0
+    for i in order.tolist():
+        held += int(rows[i])
+        if not batches or held * width > token_budget:
             batches.append([])
-            rows, width = len(groups[i].completions), _width(groups[i])
+            held, width = int(rows[i]), int(widths[i])
         batches[-1].append(i)
     return batches

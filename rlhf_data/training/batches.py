@@ -1,22 +1,28 @@
-"""A snapshot's rows as token ids, in an order that depends on nothing but the seed and the rows' ids."""
+"""A snapshot's rows as token ids and numbers: flat arrays, no object a row but its id."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions at import, so no type checker sees them)
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
-from xxhash import xxh3_64_intdigest
 
 from rlhf_data.files import digest
+from rlhf_data.order import batches_from as batches_from
+from rlhf_data.order import order as order
+from rlhf_data.order import steps_of_epoch as steps_of_epoch
 from rlhf_data.rules.batch import counted_by
-from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.packs import Group
+from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, complete, read_tokens
 
 _PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
@@ -34,14 +40,15 @@ class Rows:
     """Rows that can be trained on, and what became of the others.
 
     `groups[i]` holds a row's prompt with its completions: chosen and rejected, or the one completion;
-    `mismatched[i]` its prompt with another prompt's completion, where the rule wants one. `columns` are the numbers
-    and names of the same rows; `dropped` counts the rows left out, by code.
+    `mismatched[i]` its prompt with another prompt's completion, where the rule wants one. As `read_rows` makes them,
+    they are views of the split's token ids. `columns` are the numbers and names of the same rows, arrays (n,), or one
+    array a row where a row has a value a token; `dropped` counts the rows left out, by code.
     """
 
-    ids: list[str]
-    groups: list[Group]
-    mismatched: list[Group]
-    columns: dict[str, list[Any]]
+    ids: Sequence[str]
+    groups: Sequence[Group]
+    mismatched: Sequence[Group]
+    columns: dict[str, Sequence[Any] | np.ndarray]
     dropped: dict[str, int]
 
     def __len__(self) -> int:
@@ -59,8 +66,8 @@ def manifest_of(snapshot: Path) -> dict[str, Any]:
     return json.loads((snapshot / "manifest.json").read_text())
 
 
-def read_split(snapshot: Path, split: str) -> pa.Table:
-    """All rows of one split of a published snapshot.
+def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
+    """All rows of one split of a published snapshot; without their texts, where their token ids are stored.
 
     Raises:
         ValueError: no snapshot, no such split in it, or a file that is not what was published.
@@ -73,7 +80,9 @@ def read_split(snapshot: Path, split: str) -> pa.Table:
     if not files:
         there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
         raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")
-    return pa.concat_tables([pq.ParquetFile(path).read() for path in files])
+    names = pq.read_schema(files[0]).names
+    columns = names if texts else [name for name in names if name not in _TEXTS]
+    return pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in files])
 
 
 def read_rows(
@@ -88,6 +97,7 @@ def read_rows(
     max_length: int,
     max_prompt_length: int | None,
     groups: bool = False,
+    stored: Path | None = None,
 ) -> Rows:
     """Encode the rows of a split.
 
@@ -95,7 +105,7 @@ def read_rows(
     answers are equal once truncated (`pair.equal_after_truncation`).
 
     Args:
-        table: of `read_split`.
+        table: of `read_split`; without texts where `has_tokens`.
         tokenizer: of the model that will read them.
         kind: "paired" or "unpaired".
         filled: columns that must hold a value in every row.
@@ -105,163 +115,154 @@ def read_rows(
         max_length: see `encode`.
         max_prompt_length: see `encode`.
         groups: whether to read which rows are answers to one prompt.
+        stored: the folder of `scoring.tokens.folder` and in it the split's name: token ids that are there are read,
+            others are made and kept there; None keeps nothing.
 
     Raises:
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
     reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
-    if lacking := [name for name in reads if name not in table.column_names]:
+    known = stored is not None and _TEXTS.isdisjoint(table.column_names)
+    if lacking := [name for name in reads if name not in table.column_names and not (known and name in _TEXTS)]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
-    columns = {name: table[name].to_pylist() for name in reads}
-    ids = columns[reads[0]]
-    names = ["chosen", "rejected"] if kind == "paired" else ["completion"]
+    ids = table[reads[0]]
+    sides = ("chosen", "rejected") if kind == "paired" else ("completion",)
+    encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
+    texts = {name: _text(table, name) for name in ("prompt", *sides)}
+    tokens = read_tokens(texts, len(table), tokenizer, stored=stored, **encoding)
+    partners = None
     if "mismatched_id" in filled:
-        _require(columns, ["mismatched_id"], range(table.num_rows), ids, purpose)
-        columns["mismatched"] = _partners(columns)
-        names.append("mismatched")
-    lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    encoded = {
-        name: encode(tokenizer, columns["prompt"], columns[name], template=template, **lengths) for name in names
-    }
-    codes = _codes(columns["weight"], encoded)
-    kept = [i for i, code in enumerate(codes) if code is None]
-    if not kept:
+        _require(table.select([reads[0], "mismatched_id"]), ["mismatched_id"], purpose)
+        texts = {"prompt": _text(table, "prompt"), "mismatched": _partners(table)}
+        beside = None if stored is None else _places(stored, True)[1]
+        partners = read_tokens(texts, len(table), tokenizer, stored=beside, **encoding)
+    codes = _codes(table["weight"].to_numpy(), [tokens] if partners is None else [tokens, partners])
+    kept = np.flatnonzero(codes == None)  # noqa: E711 (of each element)
+    if not len(kept):
         raise ValueError(f"no row of {table.num_rows} can be used for {purpose}; left out: {dict(Counter(codes))}")
-    _require(columns, filled, kept, ids, purpose)
+    rows = table.select([name for name in dict.fromkeys((*reads, *_lengths(table))) if name not in _TEXTS]).take(kept)
+    _require(rows, filled, purpose)
     if not soft:
-        _refuse_soft(columns["preference"], kept, ids, purpose)
+        _refuse_soft(rows["preference"].to_numpy(), rows[reads[0]], purpose)
+    lengths = {side: tokens.lengths(side)[kept] for side in sides}
     if any(name.startswith("ref_") for name in filled):
-        _check_lengths(table, encoded, kept, ids)
-    _check_token_values(columns, filled, encoded, kept, ids)
-    together = [Group(encoded[names[0]].prompt_ids[i], [encoded[n].completion_ids[i] for n in names]) for i in kept]
-    partners = "mismatched" in encoded
+        _check_lengths(rows, lengths)
+    _check_token_values(rows, filled, lengths)
     return Rows(
-        ids=[ids[i] for i in kept],
-        groups=[Group(prompt, completions[:1]) for prompt, completions in together] if partners else together,
-        mismatched=[Group(prompt, completions[1:]) for prompt, completions in together] if partners else [],
-        columns={name: [columns[name][i] for i in kept] for name in reads if name not in _TEXTS},
-        dropped=dict(Counter(code for code in codes if code)),
+        ids=ids.take(kept).to_pylist(),
+        groups=_groups(tokens, sides, kept),
+        mismatched=[] if partners is None else _groups(partners, ("mismatched",), kept),
+        columns={name: _array(rows[name]) for name in dict.fromkeys(reads) if name not in _TEXTS},
+        dropped=dict(Counter(code for code in codes.tolist() if code)),
     )
 
 
-def order(ids: Sequence[str], *, seed: int, epoch: int) -> list[int]:
-    """The permutation of an epoch: rows ranked by a keyed hash of their ids, so arriving rows move no others.
-
-    >>> order(["a", "b", "c"], seed=0, epoch=0) == order(["a", "b", "c"], seed=0, epoch=0)
-    True
-    """
-    key = xxh3_64_intdigest(f"order:{seed}:{epoch}".encode())
-    return sorted(range(len(ids)), key=lambda i: (xxh3_64_intdigest(ids[i].encode(), seed=key), i))
+def has_tokens(stored: Path, filled: Sequence[str]) -> bool:
+    """Whether all token ids that `read_rows` would need for these columns are stored, so that no text is read."""
+    return all(map(complete, _places(stored, "mismatched_id" in filled)))
 
 
-def batches_from(
-    step: int, ids: Sequence[str], *, size: int, seed: int, groups: Sequence[str] | None = None
-) -> Iterator[list[int]]:
-    """Row numbers of each optimizer step from `step` (counted from 0) on, epoch after epoch, without end.
-
-    A function of the seed and the step alone, so a resumed run needs no other memory. An epoch's last batch may be
-    smaller. Rows of the same name in `groups` are never parted: a batch is as many whole groups as have `size` rows on
-    average, at least one.
-
-    >>> next(batches_from(0, ["a", "b", "c", "d"], size=2, seed=0, groups=["p", "q", "q", "p"])) in ([0, 3], [1, 2])
-    True
-    """
-    members: dict[str, list[int]] = {}
-    for i, name in enumerate(groups or ids):
-        members.setdefault(name, []).append(i)
-    names, taken = list(members), _units(len(members), len(ids), size)
-    epoch, at = divmod(step, steps_of_epoch(ids, size=size, groups=groups))
-    while True:
-        ranked = order(names, seed=seed, epoch=epoch)
-        for start in range(at * taken, len(names), taken):
-            yield [i for unit in ranked[start : start + taken] for i in members[names[unit]]]
-        epoch, at = epoch + 1, 0
+def _places(stored: Path, partners: bool) -> list[Path]:
+    """Where the ids of the rows stand, and those of their mismatched partners."""
+    return [stored, *([stored.with_name(f"{stored.name}-mismatched")] if partners else [])]
 
 
-def steps_of_epoch(ids: Sequence[str], *, size: int, groups: Sequence[str] | None = None) -> int:
-    """Optimizer steps of one pass over the rows, as `batches_from` makes them."""
-    units = len(set(groups)) if groups else len(ids)
-    return math.ceil(units / _units(units, len(ids), size))
+def _text(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    return table[name] if name in table.column_names else None
 
 
-def _units(units: int, rows: int, size: int) -> int:
-    """Rows, or whole groups, of a batch of `size` rows."""
-    return size if units == rows else max(1, round(size * units / rows))
+def _lengths(table: pa.Table) -> list[str]:
+    """The columns that say how many tokens were scored."""
+    return [name for name in _LENGTHS.values() if name in table.column_names]
 
 
-def _codes(weights: Sequence[float], encoded: dict[str, Encoded]) -> list[str | None]:
-    """Why each row is left out; None where it is not."""
-    codes = []
-    for i, weight in enumerate(weights):
-        refused = next((one.refused[i] for one in encoded.values() if one.refused[i]), None)
-        codes.append(refused or ("weight.zero" if weight == 0 else None))
-        if "rejected" in encoded and codes[i] is None:
-            same = encoded["chosen"].completion_ids[i] == encoded["rejected"].completion_ids[i]
-            codes[i] = "pair.equal_after_truncation" if same else None
+def _groups(tokens: Tokens, sides: Sequence[str], kept: np.ndarray) -> Groups:
+    completions = np.stack([tokens.completions[side][kept] for side in sides], axis=1)
+    return Groups(tokens.ids, tokens.prompt[kept], completions)
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray | Ragged:
+    """A column in memory: numbers as they are, equal names as one object, lists end to end."""
+    kind = pa.types
+    if kind.is_list(column.type) or kind.is_large_list(column.type):
+        lists = column.combine_chunks()
+        ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+        return Ragged(lists.flatten().to_numpy(zero_copy_only=False), np.concatenate(([0], ends)))
+    if not (kind.is_integer(column.type) or kind.is_floating(column.type) or kind.is_boolean(column.type)):
+        coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+        names = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+        return names[pc.fill_null(coded.indices, len(names) - 1).to_numpy()]
+    return column.to_numpy()
+
+
+def _codes(weights: np.ndarray, encoded: Sequence[Tokens]) -> np.ndarray:
+    """Why each row is left out, (n,); None where it is not."""
+    codes = np.full(len(weights), None, object)
+    for tokens in encoded:
+        for refused in tokens.refused.values():
+            codes = np.where(codes == None, refused, codes)  # noqa: E711
+    codes[(weights == 0) & (codes == None)] = "weight.zero"  # noqa: E711
+    if "rejected" in (sides := encoded[0].completions):
+        codes[(sides["chosen"] == sides["rejected"]) & (codes == None)] = "pair.equal_after_truncation"  # noqa: E711
     return codes
 
 
-def _partners(columns: dict[str, list[Any]]) -> list[str]:
-    """The text of each row's mismatched completion, which stands in the same split."""
-    text = dict(zip(columns["completion_id"], columns["completion"], strict=True))
-    if lost := [partner for partner in columns["mismatched_id"] if partner not in text]:
+def _partners(table: pa.Table) -> pa.ChunkedArray | None:
+    """The text of each row's mismatched completion, which stands in the same split; None where there are no texts."""
+    if (texts := _text(table, "completion")) is None:
+        return None
+    at = pc.index_in(table["mismatched_id"], value_set=table["completion_id"])
+    if lost := at.null_count:
+        first = table["mismatched_id"].filter(pc.is_null(at))[0]
         raise ValueError(
-            f"{len(lost)} mismatched partners are not in this split, the first is {lost[0]}: build the snapshot again"
+            f"{lost} mismatched partners are not in this split, the first is {first}: build the snapshot again"
         )
-    return [text[partner] for partner in columns["mismatched_id"]]
+    return texts.take(at)
 
 
-def _require(
-    columns: dict[str, list[Any]], needed: Sequence[str], rows: Sequence[int], ids: Sequence[str], rule: str
-) -> None:
+def _require(rows: pa.Table, needed: Sequence[str], rule: str) -> None:
+    """ValueError where a needed column is empty in some row; a row's id is its first column."""
     for name in needed:
-        empty = [ids[i] for i in rows if columns[name][i] is None]
-        if not empty:
+        if not (empty := rows[name].null_count):
             continue
         cure = _CURES.get(name, "add `score:` to the pipeline and build it again")
-        raise ValueError(
-            f"{rule} needs {name}, which is empty in {len(empty)} of {len(rows)} rows (first {empty[0]}): {cure}"
-        )
+        first = rows.column(0).filter(pc.is_null(rows[name]))[0]
+        raise ValueError(f"{rule} needs {name}, which is empty in {empty} of {len(rows)} rows (first {first}): {cure}")
 
 
-def _check_lengths(table: pa.Table, encoded: dict[str, Encoded], rows: Sequence[int], ids: Sequence[str]) -> None:
+def _check_lengths(rows: pa.Table, lengths: dict[str, np.ndarray]) -> None:
     """ValueError where a completion has other tokens than when its reference was scored, told by their number."""
-    for name, column in _LENGTHS.items():
-        if name in encoded and column in table.column_names:
-            stored = table[column].to_pylist()
-            now = [len(completion) for completion in encoded[name].completion_ids]
-            if differing := [i for i in rows if stored[i] is not None and stored[i] != now[i]]:
-                i = differing[0]
-                raise ValueError(
-                    f"{len(differing)} rows have other tokens than when their references were scored (first {ids[i]}: "
-                    f"{name} had {stored[i]} tokens, has {now[i]}): the policy's tokenizer or template is not the "
-                    "reference's; score with the policy's"
-                )
+    for side, now in lengths.items():
+        if _LENGTHS[side] not in rows.column_names:
+            continue
+        before = pc.fill_null(rows[_LENGTHS[side]].cast(pa.int64()), -1).to_numpy()
+        if len(differing := np.flatnonzero((before >= 0) & (before != now))):
+            i = int(differing[0])
+            raise ValueError(
+                f"{len(differing)} rows have other tokens than when their references were scored (first "
+                f"{rows.column(0)[i]}: {side} had {before[i]} tokens, has {now[i]}): the policy's tokenizer or "
+                "template is not the reference's; score with the policy's"
+            )
 
 
-def _check_token_values(
-    columns: dict[str, list[Any]],
-    filled: Sequence[str],
-    encoded: dict[str, Encoded],
-    rows: Sequence[int],
-    ids: Sequence[str],
-) -> None:
+def _check_token_values(rows: pa.Table, filled: Sequence[str], lengths: dict[str, np.ndarray]) -> None:
     """ValueError where stored token values are not one a token."""
     for name in filled:
         if counted_by(name) == "row":
             continue
-        side = {"chosen_token": "chosen", "rejected_token": "rejected"}.get(counted_by(name), "completion")
-        for i in rows:
-            if len(columns[name][i]) != (n := len(encoded[side].completion_ids[i])):
-                raise ValueError(
-                    f"{ids[i]} has {len(columns[name][i])} values in {name}, and {n} tokens: they were measured with "
-                    "another tokenizer, template or length; score the snapshot again"
-                )
+        now = lengths[{"chosen_token": "chosen", "rejected_token": "rejected"}.get(counted_by(name), "completion")]
+        values = pc.list_value_length(rows[name]).to_numpy()
+        if len(differing := np.flatnonzero(values != now)):
+            i = int(differing[0])
+            raise ValueError(
+                f"{rows.column(0)[i]} has {values[i]} values in {name}, and {now[i]} tokens: they were measured with "
+                "another tokenizer, template or length; score the snapshot again"
+            )
 
 
-def _refuse_soft(preferences: Sequence[float], rows: Sequence[int], ids: Sequence[str], rule: str) -> None:
-    if soft := [ids[i] for i in rows if preferences[i] != 1]:
+def _refuse_soft(preferences: np.ndarray, ids: pa.ChunkedArray, rule: str) -> None:
+    if len(soft := np.flatnonzero(preferences != 1)):
         raise ValueError(
-            f"{rule} takes every preference as certain, but {len(soft)} rows are soft (first {soft[0]}): "
+            f"{rule} takes every preference as certain, but {len(soft)} rows are soft (first {ids[int(soft[0])]}): "
             "drop ties and split votes when pairing, or take a rule that honours preference, such as dpo"
         )

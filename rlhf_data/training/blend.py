@@ -8,16 +8,18 @@ is normalised by the row weights of its own rows, so a coefficient says what it 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
 from rlhf_data import rules
-from rlhf_data.training import metrics
-from rlhf_data.training.batches import Rows, batches_from, manifest_of, read_rows, read_split
+from rlhf_data.order import epoch_batches, steps_of_epoch
+from rlhf_data.training import metrics, planned
+from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.step import Policy, accumulate
 
@@ -37,11 +39,17 @@ class Part:
     seed: int
     rows: Rows
     recipe: dict[str, Any] | None  # how the snapshot's references were scored
+    planned: dict[int, list[np.ndarray]] = field(default_factory=dict, compare=False)  # the batches of an epoch
 
     def picked(self, step: int) -> list[int]:
         """Rows of the optimizer step `step` (from 0): a function of it and the seed alone."""
-        groups = self.rows.columns["prompt_id"] if rules.keeps_groups(self.rule) else None
-        return next(batches_from(step, self.rows.ids, size=self.batch_size, seed=self.seed, groups=groups))
+        wants = planned.demands(self.rows, self.rule)
+        ids, size = self.rows.ids, self.batch_size
+        epoch, at = divmod(step, steps_of_epoch(ids, size=size, groups=wants.groups, even=wants.even))
+        if epoch not in self.planned:
+            self.planned.clear()
+            self.planned[epoch] = epoch_batches(ids, size=size, seed=self.seed, epoch=epoch, **wants._asdict())
+        return self.planned[epoch][at].tolist()
 
 
 def identify(blend: Sequence[Mapping[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:

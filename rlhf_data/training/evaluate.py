@@ -13,6 +13,7 @@ import pyarrow as pa
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import Message, prompt_limit, refused_prompts
 from rlhf_data.scoring.logprobs import default_budget, layout_of
+from rlhf_data.scoring.tokens import folder as tokens_folder
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.generate import generate
@@ -110,9 +111,20 @@ def compare(
     measures, shown = [], []
     left_out: dict[str, int] = {}
     if "chosen" in table.column_names:
-        recipe = manifest_of(snapshot).get("score")
+        manifest = manifest_of(snapshot)
         numeric = {"dtype": dtype, "token_budget": token_budget, "cache": cache}
-        sides = [pair_margins(model, table, by=by, recipe=recipe, **tokens, **numeric) for model in (before, after)]
+        sides = [
+            pair_margins(
+                model,
+                table,
+                by=by,
+                recipe=manifest.get("score"),
+                stored=tokens_folder(snapshot, manifest, split, model=model, cache=cache, **tokens) / split,
+                **tokens,
+                **numeric,
+            )
+            for model in (before, after)
+        ]
         measures += _pair_measures(sides[0], sides[1], seed)
         left_out |= sides[1].dropped
     if verifier is not None:
@@ -146,6 +158,7 @@ def pair_margins(
     dtype: str,
     token_budget: int | None,
     cache: Path,
+    stored: Path | None = None,
 ) -> Margins:
     """A model's log-prob margins of held-out pairs.
 
@@ -160,6 +173,7 @@ def pair_margins(
         dtype: see `models.load`.
         token_budget: most tokens of a forward.
         cache: folder for digests and dequantised models.
+        stored: where the rows' token ids are kept; see `read_rows`.
 
     Raises:
         ValueError: the stored references are of other tokens.
@@ -169,13 +183,16 @@ def pair_margins(
         check_encoding(recipe, encoding)
     filled = _REFERENCES if recipe is not None else ()
     net, tokenizer = models.load(model, dtype=dtype, device="auto", max_length=max_length, cache=cache)
-    rows = read_rows(table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", **encoding)
+    rows = read_rows(
+        table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", stored=stored, **encoding
+    )
     policy = Policy(net, layout_of(net), token_budget or default_budget(net))
     logps = sequence_logps(policy, rows.groups).cpu().numpy()
     margin = logps[:, 0] - logps[:, 1]
-    stored = [np.asarray(rows.columns[name]) for name in filled]
-    gained = margin - (stored[0] - stored[1]) if stored else None
-    return Margins(margin, gained, rows.columns[by] if by else [], rows.columns["prompt_id"], rows.dropped)
+    references = [np.asarray(rows.columns[name]) for name in filled]
+    gained = margin - (references[0] - references[1]) if references else None
+    groups = list(rows.columns[by]) if by else []
+    return Margins(margin, gained, groups, list(rows.columns["prompt_id"]), rows.dropped)
 
 
 def answer(

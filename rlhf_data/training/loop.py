@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from rlhf_data import rules
+from rlhf_data.order import batches_from, steps_of_epoch
 from rlhf_data.scoring.progress import bar
-from rlhf_data.training import checkpoint, metrics
-from rlhf_data.training.batches import Rows, batches_from, steps_of_epoch
+from rlhf_data.training import checkpoint, metrics, planned
+from rlhf_data.training.batches import Rows
 from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_first_batch
 from rlhf_data.training.optimizer import adamw, learning_rate_at
@@ -35,8 +36,8 @@ def optimise(
     """
     model, first_rank = policy.model, policy.ranks.first
     size, seed = arguments["batch_size"], arguments["seed"]
-    groups = rows.columns["prompt_id"] if rules.keeps_groups(arguments["rule"]) else None
-    per_epoch = steps_of_epoch(rows.ids, size=size, groups=groups)
+    demands = planned.demands(rows, arguments["rule"])
+    per_epoch = steps_of_epoch(rows.ids, size=size, groups=demands.groups, even=demands.even)
     total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = adamw(model, arguments["weight_decay"])
     first, memory, carried = checkpoint.restore(run / "checkpoints", model, optimizer)
@@ -44,10 +45,10 @@ def optimise(
     memory = rules.memory(arguments["rule"]) if memory is None else memory
     if first_rank:
         metrics.keep_until(run / "metrics.jsonl", first)
-    batches = batches_from(first, rows.ids, size=size, seed=seed, groups=groups)
+    batches = planned.batches(run if first_rank else None, first, rows.ids, demands, size=size, seed=seed)
     gap = None
     if first == 0:
-        picked = next(batches_from(0, rows.ids, size=size, seed=seed, groups=groups))
+        picked = next(batches_from(0, rows.ids, size=size, seed=seed, **demands._asdict()))
         gap = check_first_batch(policy, rows, picked, recipe, arguments)
         beside.check(policy, arguments)
     line: dict[str, Any] = {}

@@ -60,27 +60,6 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
         distributed.destroy_process_group()
 
 
-def share(sizes: Sequence[int], rank: int, world: int) -> list[int]:
-    """The rows of a step that a rank runs, as positions in the step, ascending: the longest first to whom has least.
-
-    A function of its arguments alone, so that every rank knows every other's share.
-
-    Args:
-        sizes: tokens of each row of the step.
-        rank: whose share, from 0.
-        world: how many ranks there are.
-
-    >>> [share([5, 9, 4, 1], rank, 2) for rank in (0, 1)]
-    [[1, 3], [0, 2]]
-    """
-    loads, shares = [0] * world, [[] for _ in range(world)]
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        least = min(range(world), key=lambda r: (loads[r], r))
-        loads[least] += sizes[i]
-        shares[least].append(i)
-    return sorted(shares[rank])
-
-
 def gathered(values: Tensor, counts: Sequence[int], ranks: Ranks) -> list[Tensor]:
     """Every rank's `values`, a flat tensor of `counts[rank]` numbers, which each rank must know beforehand."""
     if ranks.world == 1:

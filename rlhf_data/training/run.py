@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
-from rlhf_data.scoring import models
+from rlhf_data.scoring import models, tokens
 from rlhf_data.scoring.identity import content_hash, template_hash
 from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
-from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
+from rlhf_data.training.batches import Rows, has_tokens, manifest_of, read_rows, read_split
 from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
@@ -35,7 +35,7 @@ def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **op
 
     Args:
         snapshot: folder of a published snapshot.
-        run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
+        run: folder to write: metrics.jsonl, batches/, checkpoints/, then model/, manifest.json and _SUCCESS.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows loss and tokens per second.
         options: fields of `Settings`; `rule` and `model` must be there.
@@ -110,15 +110,19 @@ def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> 
 
 
 def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
-    rule = settings.rule
+    rule, split = settings.rule, settings.split
+    filled = _stored(settings, rules.columns(rule))
+    source = manifest_of(snapshot)
+    stored = tokens.folder(snapshot, source, split, model=settings.model, cache=cache, **settings.encoding) / split
     return read_rows(
-        read_split(snapshot, settings.split),
+        read_split(snapshot, split, texts=not has_tokens(stored, filled)),
         models.load_tokenizer(settings.model, cache=cache),
         kind=rules.table(rule),
-        filled=_stored(settings, rules.columns(rule)),
+        filled=filled,
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
+        stored=stored,
         **settings.encoding,
     )
 

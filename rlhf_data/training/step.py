@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_data import rules
+from rlhf_data.order import share
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
 from rlhf_data.scoring.logprobs import grouped_attention, token_logps, token_logps_and_squares
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import Weights, weighted_loss
-from rlhf_data.training.ranks import ALONE, Ranks, gathered, share
+from rlhf_data.training.ranks import ALONE, Ranks, gathered
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import polars as pl
-from xxhash import xxh3_64_intdigest
 
 from rlhf_data import ids, rules
+from rlhf_data.order import epoch_batches
 from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.whatif.array import Array
@@ -60,9 +60,10 @@ def weigh(
 
     A row's weight in the snapshot is not multiplied in: it stands beside, in `weight`. Where a rule's weights depend on
     other rows, the batches are those of the trainer's first epoch: rows of weight > 0 in the order of their keyed
-    hashes, `batch_size` at a time; a rule that remembers earlier steps stands at its first in each. Rules for single
-    completions see a pair as two of them, chosen as desirable and rejected as not; one that reads neither label nor
-    reward (imitation) sees the chosen one only, and the other's weight is 0.
+    hashes, about `batch_size` at a time, both classes in each where the rule wants them; a rule that remembers earlier
+    steps stands at its first in each. Rules for single completions see a pair as two of them, chosen as desirable and
+    rejected as not; one that reads neither label nor reward (imitation) sees the chosen one only, and the other's
+    weight is 0.
 
     Args:
         snapshot: its folder, or that of its versions.
@@ -94,11 +95,10 @@ def weigh(
     if policy is not None:
         rows = _with_policy(rows, table, policy if isinstance(policy, pl.DataFrame) else policy(), opened, split)
         _require_policy(rows.filter(counts), {name for one in served for name in _policy_columns(one, table)})
-    batched = any(rules.averages_over_batch(one.rule) for one in served)
-    order = _order(rows, table, seed) if batched else np.arange(0)
     columns = _columns(rows, moved)
+    batches = _batches(served, rows, table, batch_size, seed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(lambda one: _weights(one, table, columns, order, batch_size), served))
+        made = list(pool.map(lambda one: _weights(one, table, columns, batches.get(_classed(one, table))), served))
     named = _named(served, table, made)
     weights = pl.DataFrame([rows[KEYS[table]], rows["weight"], *named])
     if not counts.all():
@@ -159,8 +159,11 @@ def _columns(rows: pl.DataFrame, moved: bool) -> Columns:
     return columns | policy
 
 
-def _weights(one: Asked, table: str, columns: Columns, order: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """One rule's weights of all rows: (chosen, rejected) of pairs, (w,) of completions; 0 where no batch has a row."""
+def _weights(one: Asked, table: str, columns: Columns, batches: Sequence[np.ndarray] | None) -> tuple[np.ndarray, ...]:
+    """One rule's weights of all rows: (chosen, rejected) of pairs, (w,) of completions; 0 where no batch has a row.
+
+    `batches` are the row numbers of each step, where the rule looks at other rows than its own.
+    """
     rule = rules.rule(one.rule, **one.parameters)
     height = len(columns["weight"])
     made = tuple(np.zeros(height) for _ in SIDES[table])
@@ -171,18 +174,18 @@ def _weights(one: Asked, table: str, columns: Columns, order: np.ndarray, size: 
             out[at] = values.reshape(-1)
 
     with np.errstate(all="ignore"):  # as torch: where a formula leaves the floats, the rule says so
-        if not rules.averages_over_batch(one.rule):
+        if batches is None:
             for start in range(0, height, _CHUNK):
                 stop = min(start + _CHUNK, height)
                 fill(slice(start, stop), (1, stop - start))
             return made
-        whole = len(order) // size
-        together = max(1, _STACKED // size**2)
-        for start in range(0, whole, together):
-            k = min(together, whole - start)
-            fill(order[start * size : (start + k) * size], (k, size))
-        if rest := len(order) - whole * size:
-            fill(order[whole * size :], (1, rest))
+        sizes = np.array([len(batch) for batch in batches])
+        for size in np.unique(sizes).tolist():  # they differ by a row or two
+            alike = [batches[i] for i in np.flatnonzero(sizes == size).tolist()]
+            together = max(1, _STACKED // size**2)
+            for start in range(0, len(alike), together):
+                stacked = alike[start : start + together]
+                fill(np.concatenate(stacked), (len(stacked), size))
     return made
 
 
@@ -204,13 +207,25 @@ def _named(asked: Sequence[Asked], table: str, made: Sequence[tuple[np.ndarray, 
     ]
 
 
-def _order(rows: pl.DataFrame, table: str, seed: int) -> np.ndarray:
-    """Row numbers in the order of the trainer's first epoch, rows of weight 0 left out."""
+def _classed(one: Asked, table: str) -> bool | None:
+    """Whether a rule's batches are drawn from each class; None where it looks at each row alone."""
+    if not rules.averages_over_batch(one.rule):
+        return None
+    return table == "unpaired" and rules.needs_both_classes(one.rule)
+
+
+def _batches(
+    asked: Sequence[Asked], rows: pl.DataFrame, table: str, size: int, seed: int
+) -> dict[bool | None, list[np.ndarray]]:
+    """Row numbers of the steps of the trainer's first epoch, rows of weight 0 left out, by `_classed`."""
     counted = np.flatnonzero(rows["weight"].to_numpy() > 0)
-    key = xxh3_64_intdigest(f"order:{seed}:0".encode())  # as training.batches.order has it, which needs torch beside it
-    named = rows[KEYS[table]].cast(pl.Binary).gather(counted)
-    ranks = np.fromiter((xxh3_64_intdigest(name, seed=key) for name in named), np.uint64, len(named))
-    return counted[np.argsort(ranks, kind="stable")]
+    named = rows[KEYS[table]].gather(counted).to_list()
+    made: dict[bool | None, list[np.ndarray]] = {}
+    for classed in {_classed(one, table) for one in asked} - {None}:
+        labels = rows["label"].gather(counted).to_list() if classed else None
+        batches = epoch_batches(named, size=size, seed=seed, epoch=0, labels=labels, even=True)
+        made[classed] = [counted[batch] for batch in batches]
+    return made
 
 
 def _policy_columns(one: Asked, table: str) -> set[str]:

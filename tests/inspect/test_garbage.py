@@ -209,3 +209,20 @@ def test_the_command_prints_sizes(thrice, capfd):
     assert "give one of them" in capfd.readouterr().err
     assert run_command(["gc", "--workspace", "nowhere"]) == 1
     assert not Path("nowhere").exists()
+
+
+def test_token_ids_go_with_their_snapshot_and_no_sooner(thrice):
+    first, second, third = ids(thrice)
+    versions_folder = thrice.folder / "snapshots" / "demo"
+    for name in (first, second, third, "removed-by-hand"):
+        files.write_text(versions_folder / "tokens" / name / "encoding" / "train.json", "{}")
+    for name in (third, "elsewhere-old", "elsewhere-new"):
+        files.write_text(WORK.root / "tokens" / name / "encoding" / "train.json", "{}")
+    long_ago()
+    os.utime(WORK.root / "tokens" / "elsewhere-new" / "encoding")
+    gone = [name for what, name in removed(keep=2) if what == "tokens"]
+    assert sorted(gone) == sorted(["elsewhere-old", "removed-by-hand", first])
+    left = {path.name for path in (versions_folder / "tokens").iterdir()}
+    assert left == {second, third}
+    assert ids(thrice) == [second, third]
+    assert [part for part in removed(keep=2) if part[0] == "tokens"] == []

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import distributed
 
+from rlhf_data.order import share
 from rlhf_data.scoring import models
 from rlhf_data.training import train
-from rlhf_data.training.ranks import ALONE, Ranks, share, sum_gradients
+from rlhf_data.training.ranks import ALONE, Ranks, sum_gradients
 from rlhf_data.training.sharding import shard, whole
 from rlhf_data.training.step import Policy, accumulate
 from tests import tiny_model

@@ -83,6 +83,7 @@ def test_a_run_folder_can_be_traced_and_is_not_trained_twice(paired, reference, 
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "_SUCCESS",
         "arguments.json",
+        "batches",
         "manifest.json",
         "metrics.jsonl",
         "model",

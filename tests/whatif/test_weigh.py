@@ -64,7 +64,10 @@ def test_every_rule_gives_what_torch_gives_batch_by_batch_as_the_trainer_draws_t
     rows = Snapshot(snapshot).scan().collect()
     key = rows.columns[0] if rows.columns[0] in made.weights.columns else made.weights.columns[0]
     size = BATCH if rules.averages_over_batch(rule) else rows.height
-    batches = batches_from(0, rows[key].to_list(), size=size, seed=0)
+    labels = rows["label"].to_list() if rules.needs_both_classes(rule) else None
+    batches = batches_from(
+        0, rows[key].to_list(), size=size, seed=0, labels=labels, even=rules.averages_over_batch(rule)
+    )
     done = 0
     while done < rows.height:
         picked = next(batches)
