@@ -35,14 +35,20 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; where another process was faster, its folder stays and ours vanishes."""
+def whole_folder(path: Path, *, lasting: bool = False) -> Iterator[Path]:
+    """The same for a folder; where another process was faster, its folder stays and ours vanishes.
+
+    With `lasting` it is on the disk before it takes its name, at some milliseconds a file: only a loss of power can
+    tell, and what took hours deserves it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     temporary = _beside(path)
     temporary.mkdir()
     try:
         yield temporary
+        if lasting:
+            _flush(temporary)
         if not path.is_dir():
             try:
                 os.replace(temporary, path)  # noqa: PTH105
@@ -51,6 +57,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring a folder and all that is in it to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

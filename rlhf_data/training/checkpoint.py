@@ -42,7 +42,7 @@ def save(
     }
     if not writes:
         return
-    with whole_folder(folder / f"step-{step}") as out:
+    with whole_folder(folder / f"step-{step}", lasting=True) as out:
         torch.save(state, out / "state.pt")
     for old in _steps(folder)[:-_KEPT]:
         shutil.rmtree(folder / f"step-{old}")

@@ -184,7 +184,7 @@ def _finish(
     run: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any], cache: Path
 ) -> dict[str, Any]:
     shutil.rmtree(run / "model", ignore_errors=True)  # of an attempt that was killed here
-    with files.whole_folder(run / "model") as folder:
+    with files.whole_folder(run / "model", lasting=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}

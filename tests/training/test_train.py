@@ -222,16 +222,22 @@ def test_the_seed_decides_the_order(paired, reference, tmp_path):
     )
 
 
-def test_a_killed_run_ends_with_the_same_bits(paired, reference, tmp_path):
-    options = {"epochs": 6, "batch_size": 2, "checkpoint_every": 3}
-    run(paired, tmp_path / "whole", reference, **options)
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [("dpo", {}), ("bco", {"token_budget": 40, "gradient_checkpointing": True, "deterministic": True})],
+    ids=["dpo", "bco, which remembers, in several forwards"],
+)
+def test_a_killed_run_ends_with_the_same_bits(rule, options, paired, unpaired, reference, tmp_path):
+    options = {"epochs": 6, "batch_size": 2, "checkpoint_every": 3} | options
+    snapshot = paired if rule == "dpo" else unpaired
+    run(snapshot, tmp_path / "whole", reference, rule, **options)
     code = f"""
 import sys, time
 from pathlib import Path
 from rlhf_data.training import loop, train
 real = loop._step
 loop._step = lambda *a: (time.sleep(0.1), real(*a))[1]
-train(Path({str(paired)!r}), Path({str(tmp_path / "killed")!r}), rule="dpo", model={reference!r},
+train(Path({str(snapshot)!r}), Path({str(tmp_path / "killed")!r}), rule={rule!r}, model={reference!r},
       max_length={MAX_LENGTH}, learning_rate=1e-3, cache=Path({str(tmp_path / "cache")!r}), **{options!r})
 """
     trainer = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -243,7 +249,7 @@ train(Path({str(paired)!r}), Path({str(tmp_path / "killed")!r}), rule="dpo", mod
     trainer.wait()
     # The kill may fall between the newest checkpoint and the removal of the oldest.
     assert len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) in (2, 3)
-    run(paired, tmp_path / "killed", reference, **options)
+    run(snapshot, tmp_path / "killed", reference, rule, **options)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "killed")[name]), name
     timeless = [[{**line, "tokens_per_second": 0} for line in lines(tmp_path / name)] for name in ("whole", "killed")]
