@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
+from rlhf_data.scoring.packs import Layout
 from rlhf_data.scoring.progress import say
 from rlhf_data.training.adapters import attach
 from rlhf_data.training.ranks import Ranks, agreed
@@ -44,7 +45,7 @@ def prepare(
     )
     said = settings.lora
     adapter = None if said is None else agreed(ranks, lambda: attach(net, **said, seed=settings.seed))
-    layout = agreed(ranks, lambda: layout_of(net))
+    layout: Layout = agreed(ranks, lambda: layout_of(net))
     dtype = getattr(torch, settings.compute_dtype(device))
     if settings.gradient_checkpointing:
         agreed(ranks, lambda: checkpoint_layers(net))
@@ -78,7 +79,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     if not layers or not model.supports_gradient_checkpointing:
         raise ValueError(f"{type(model).__name__} has no gradient checkpointing: leave gradient_checkpointing out")
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        vars(layer)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
 
 

@@ -28,7 +28,7 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
         fully_shard(layer, mp_policy=travels)
     fully_shard(model)
-    model.measure = MethodType(_measure, model)
+    vars(model)["measure"] = MethodType(_measure, model)
     register_fsdp_forward_method(model, "measure")
 
 

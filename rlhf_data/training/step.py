@@ -213,7 +213,7 @@ def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequenc
 
 
 def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured:
-    run = policy.model.measure if policy.sharded else partial(measure, policy.model)
+    run = vars(policy.model)["measure"] if policy.sharded else partial(measure, policy.model)
     with torch.autocast(policy.model.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
         logps, log_p2 = run(groups, policy.layout, squares)
     tokens = [[one.double() for one in group] for group in logps]

@@ -1,6 +1,7 @@
 """References that are not the policy's are refused before the first step, naming what most likely happened."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def first_batch(
     """The gate's answer where `scored` are the sequences that the reference saw, and `groups` those of training."""
     reference = tiny_model.model(seed)
     if scored_in == "bfloat16":
-        reference = reference.to(torch.bfloat16)
+        torch.nn.Module.to(reference, torch.bfloat16)
     with torch.no_grad():
         logps = [[float(one.sum()) for one in group] for group in token_logps(reference, scored, "packed")]
     columns = {"ref_chosen_logps": [one for one, _ in logps], "ref_rejected_logps": [one for _, one in logps]}
@@ -38,7 +39,7 @@ def first_batch(
     return check_first_batch(policy, rows, range(len(groups)), recipe, OURS)
 
 
-def with_prompt(group: Group, prompt: list[int]) -> Group:
+def with_prompt(group: Group, prompt: Sequence[int]) -> Group:
     return Group(prompt, group.completions)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_data.scoring import models
+from rlhf_data.scoring.packs import Layout
 from rlhf_data.training.policy import checkpoint_layers, compile_layers, deterministically
 from rlhf_data.training.settings import Settings
 from rlhf_data.training.step import Policy, accumulate
@@ -24,7 +25,7 @@ def rows(tmp_path_factory):
     return rows_of("dpo", {"paired": snapshot}, models.load_tokenizer(reference, cache=snapshot / "cache"))
 
 
-def gradient(model, rows, *, layout="packed", dtype=torch.float32) -> torch.Tensor:
+def gradient(model, rows, *, layout: Layout = "packed", dtype=torch.float32) -> torch.Tensor:
     accumulate(Policy(model, layout, 128, dtype), rows, range(len(rows)), "dpo", {})
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -34,7 +35,7 @@ def test_checkpointed_layers_keep_less_and_have_the_same_gradient(layout, rows):
     whole, spared = tiny_model.model(1), tiny_model.model(1)
     checkpoint_layers(spared)
     runs = []
-    spared.model.layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))
+    spared.get_submodule("model.layers.0.input_layernorm").register_forward_hook(lambda *_: runs.append(1))
     assert torch.equal(gradient(whole, rows, layout=layout), gradient(spared, rows, layout=layout))
     assert len(runs) % 2 == 0 and runs  # each forward has run twice
     assert not any(module.training for module in spared.modules() if isinstance(module, torch.nn.Dropout))
