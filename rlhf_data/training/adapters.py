@@ -94,12 +94,12 @@ def attach(
         torch.manual_seed(seed)
         warnings.simplefilter("ignore", UserWarning)  # it says how it reads GPT-2's transposed layers
         lora = peft.LoraModel(model, config, _NAME)
-    for module in model.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer) and dropout:
-            module.lora_dropout[_NAME] = _GradientDropout(dropout)
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            for part in (module.lora_A[_NAME], module.lora_B[_NAME]):
-                part.float()  # small updates vanish in bfloat16, whatever the base is in
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    for layer in layers:
+        if dropout:
+            layer.lora_dropout[_NAME] = _GradientDropout(dropout)
+        for part in (layer.lora_A[_NAME], layer.lora_B[_NAME]):
+            part.float()  # small updates vanish in bfloat16, whatever the base is in
     model.eval()
     return lora
 
