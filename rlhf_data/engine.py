@@ -256,6 +256,7 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["inputs"] = inputs
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+        parameters["others"] = {name: _scorer(other, workspace) for name, other in parameters["others"].items()}
     if "tokenizer" in parameters:
         parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
     if "chunks" in wanted:

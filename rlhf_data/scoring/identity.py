@@ -1,5 +1,11 @@
-"""What a model is, without loading it: where its files lie, and a digest of them. Needs no torch."""
+"""What a model is, without loading it: where its files lie, and a digest of them. Needs no torch.
 
+A reference is {"path", "gguf_file"?, "revision"?, "adapter"?}: a folder or a hub id, one GGUF file of it, and the
+folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors, as peft writes them) that belongs to the
+model. `path` may be such a folder itself: its base is then the model that its configuration names.
+"""
+
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,10 @@ from rlhf_data import files
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
+_ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# Of an adapter's configuration: where its base lies, and how it was made. The numbers do not depend on them.
+_NOT_IN_NUMBERS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping")
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -24,22 +34,64 @@ _TOKENIZER = (
 def content_hash(reference: dict[str, Any], cache: Path) -> str:
     """xxh3-128 over a model's weight files and config.json: equal for equal weights, wherever they lie.
 
+    With an adapter: over the base's hash, the adapter's weights, and what of its configuration changes numbers.
+
     Args:
-        reference: {"path", "gguf_file"?, "revision"?}.
+        reference: see above.
         cache: remembers a file's digest by (path, size, mtime), so only the first call reads gigabytes.
     """
-    return _files_hash(model_files(reference, find(reference)), cache)
+    base, adapter = parts(reference)
+    own = _files_hash(model_files(base, find(base)), cache)
+    if adapter is None:
+        return own
+    config = {key: value for key, value in _adapter_config(adapter).items() if key not in _NOT_IN_NUMBERS}
+    weights = files.digests([_adapter_weights(adapter)], cache / "digests.json")
+    return xxh3_128_hexdigest(json.dumps([own, config, weights], sort_keys=True).encode())
 
 
 def tokenizer_hash(reference: dict[str, Any], cache: Path) -> str:
     """xxh3-128 over the files that define a tokenizer and its chat template."""
+    reference = with_tokenizer(reference)
     folder = find(reference)
     if gguf := reference.get("gguf_file"):
         return _files_hash([folder / gguf], cache)
-    found = sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+    found = _tokenizer_files(folder)
     if not found:
         raise ValueError(f"{folder} holds no tokenizer files (tokenizer.json, tokenizer_config.json, …)")
     return _files_hash(found, cache)
+
+
+def parts(reference: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The model without its adapter, and the adapter's folder; None where there is none.
+
+    Raises:
+        ValueError: an adapter that is not whole, or does not say what its base is; a folder that holds both.
+    """
+    base = {key: value for key, value in reference.items() if key != "adapter"}
+    if "adapter" in reference:
+        adapter = Path(reference["adapter"]).expanduser()
+        _adapter_weights(adapter)
+        return base, adapter
+    folder = Path(reference.get("path") or "").expanduser()
+    if not reference.get("path") or reference.get("gguf_file") or not (folder / _ADAPTER).is_file():
+        return base, None
+    if (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise ValueError(f"{folder} holds a model and an adapter: give the adapter a folder of its own")
+    config = _adapter_config(folder)
+    if not config.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{folder / _ADAPTER} names no base_model_name_or_path: write {{path: BASE, adapter: {folder}}}"
+        )
+    _adapter_weights(folder)
+    revision = {"revision": config["revision"]} if config.get("revision") else {}
+    return {"path": config["base_model_name_or_path"], **revision}, folder
+
+
+def with_tokenizer(reference: dict[str, Any]) -> dict[str, Any]:
+    """Where a model's tokenizer is: with its adapter where `path` names that and it holds one, else with its base."""
+    base, adapter = parts(reference)
+    own = adapter is not None and "adapter" not in reference and _tokenizer_files(adapter)
+    return {"path": str(adapter)} if own else base
 
 
 def template_text(template: str) -> str:
@@ -54,9 +106,9 @@ def template_text(template: str) -> str:
 
 def find(reference: dict[str, Any]) -> Path:
     """The folder of a model, fetched into the hub's own cache if `path` is a hub id."""
-    unknown = set(reference) - {"path", "gguf_file", "revision"}
+    unknown = set(reference) - {"path", "gguf_file", "revision", "adapter"}
     if unknown or not reference.get("path"):
-        raise ValueError(f"a model is {{path, gguf_file?, revision?}}, not {reference}")
+        raise ValueError(f"a model is {{path, gguf_file?, revision?, adapter?}}, not {reference}")
     folder = Path(reference["path"]).expanduser()
     if folder.is_dir():
         return folder
@@ -83,6 +135,25 @@ def model_files(reference: dict[str, Any], folder: Path) -> list[Path]:
         if weights := sorted(folder.glob(pattern)):
             return [*weights, folder / "config.json"]
     raise ValueError(f"{folder} has a config.json but no weights ({' or '.join(_WEIGHTS)})")
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    config = files.read_json(folder / _ADAPTER)
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder} has no readable {_ADAPTER}: give the folder of a LoRA adapter as peft writes it")
+    return config
+
+
+def _adapter_weights(folder: Path) -> Path:
+    _adapter_config(folder)
+    found = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder} has an {_ADAPTER} but no weights ({' or '.join(_ADAPTER_WEIGHTS)})")
+    return found
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -1,16 +1,17 @@
 """Models and tokenizers by reference, loaded.
 
-A reference is a dict {"path", "gguf_file"?, "revision"?}: a local folder or a hub id, optionally one GGUF file in it.
+A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}; see `identity`.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data.files import whole_folder
-from rlhf_data.scoring.identity import content_hash, find, model_files
+from rlhf_data.scoring.identity import content_hash, find, model_files, parts, with_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,10 +27,10 @@ def load(
     """A causal language model and its tokenizer, in eval mode: no dropout in any pass of ours.
 
     A GGUF file is dequantised once and kept as a plain model under `cache`; loading it the first time takes minutes
-    per billion parameters.
+    per billion parameters. An adapter is added to its base's weights in float32.
 
     Args:
-        reference: {"path", "gguf_file"?, "revision"?}.
+        reference: see `identity`.
         dtype: "auto" (see `dtype_name`), "float32", "bfloat16" or "float16".
         device: "auto" takes the first CUDA device, else the CPU.
         max_length: most tokens that it will read at once.
@@ -39,11 +40,15 @@ def load(
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
     """
     device = device_name(device)
-    folder, precision = _plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
+    base, adapter = parts(reference)
+    folder, precision = _plain_folder(base, cache), _DTYPES[dtype_name(dtype, device)]
+    first = precision if adapter is None else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=first, local_files_only=True)
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
         raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
+    if adapter is not None:
+        model = _with_adapter(model, adapter).to(precision)  # pyright: ignore[reportArgumentType]: as below
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length is not None and max_length > positions:
         raise ValueError(
@@ -56,7 +61,8 @@ def load(
 
 def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedTokenizerBase:
     """The tokenizer alone; of a GGUF file, the one written beside the dequantised model."""
-    folder = _plain_folder(reference, cache)
+    place = with_tokenizer(reference)
+    folder = _plain_folder(place, cache) if place == parts(place)[0] else Path(place["path"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:
@@ -80,6 +86,21 @@ def dtype_name(dtype: str, device: str) -> str:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be auto, {', '.join(_DTYPES)}")
     return dtype
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with a LoRA adapter added to its weights, as peft adds it."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ValueError(
+            f"{adapter} is a LoRA adapter, and reading one needs the peft package: pip install peft"
+        ) from error
+    try:
+        adapted: nn.Module = PeftModel.from_pretrained(model, str(adapter))
+        return adapted.merge_and_unload()  # type: ignore[operator, return-value]
+    except Exception as error:  # other modules, other shapes, a damaged file: each raises its own
+        raise ValueError(f"the adapter {adapter} does not fit {model.config.name_or_path}: {error}") from error
 
 
 def _plain_folder(reference: dict[str, Any], cache: Path) -> Path:

@@ -56,12 +56,12 @@ def _path(value: Any) -> Any:
 
 
 def _model(value: Any) -> Any:
-    """A model reference as a mapping: {path, gguf_file?, revision?} or {run}."""
+    """A model reference as a mapping: {path, gguf_file?, revision?, adapter?} or {run}."""
     if isinstance(value, str):
         return {"path": value}
     if not isinstance(value, dict) or ("path" in value) == ("run" in value):
         raise _refuse("must be a folder or a hub id, {path: FOLDER, gguf_file: FILE}, or {run: NAME}")
-    known = ("run",) if "run" in value else ("path", "gguf_file", "revision")
+    known = ("run",) if "run" in value else ("path", "gguf_file", "revision", "adapter")
     for key, text in value.items():
         if key not in known:
             raise _refuse(f"unknown key {key!r}; {did_you_mean(str(key), known)}")
@@ -362,6 +362,34 @@ class Weigh(Section):
         return self
 
 
+MEASURES = ("token_logps", "mean_log_p2")
+
+
+def _measures(value: list[str]) -> list[str]:
+    for name in value:
+        one_of(*MEASURES)(name)
+    return value
+
+
+def _references(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name != "old":
+            raise _refuse(
+                f"no reference is called {name!r}; old is the policy that wrote the completions, and the section's own "
+                "model is ref"
+            )
+    return value
+
+
+class Reference(Section):
+    """A further model whose log-probs are stored and published, under its own name."""
+
+    model: ModelReference
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] | None = Field(
+        default=None, description="that of score by default"
+    )
+
+
 class Score(Section):
     """Reference log-probs: by which model, and how text becomes tokens."""
 
@@ -373,7 +401,27 @@ class Score(Section):
     token_budget: Count | None = Field(
         default=None, description="tokens of a forward pass; speed and memory, not numbers"
     )
-    references: Later = None
+    token_logps: bool = Field(True, description="store each token's log-prob, not their sum alone")
+    squares: bool = Field(False, description="store the mean over tokens of log Σp² over the vocabulary too")
+    references: Annotated[dict[str, Reference], AfterValidator(_references)] = Field(
+        default_factory=dict, description="old: the policy that wrote the completions, of PPO, APA and GRPO"
+    )
+    publish: Annotated[list[str], AfterValidator(_measures)] = Field(
+        default_factory=list, description="further columns of the snapshot; what train.rule needs is there anyway"
+    )
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Each reference's model by its place in the section, the section's own first."""
+        return {"model": self.model} | {f"references.{name}.model": one.model for name, one in self.references.items()}
+
+    @model_validator(mode="after")
+    def _publish_what_is_stored(self) -> "Score":
+        if "token_logps" in self.publish and not self.token_logps:
+            raise _refuse("token_logps: false stores none, and publish names them; leave one of the two out")
+        if "mean_log_p2" in self.publish and not self.squares:
+            raise _refuse("publish names mean_log_p2, which squares: true stores; add it")
+        return self
 
 
 class Expect(Section):
