@@ -109,6 +109,14 @@ def requests(rows: pl.DataFrame, table: str, text: Path, *, partners: bool) -> p
     return named.with_columns(ids.completion_ids(prompt_id, named["completion"]))
 
 
+def asked(inputs: dict[str, Path], *, table: str, partners: bool, seed: int) -> pl.DataFrame:
+    """What `attach` would ask of its scorers at first, with the same arguments; see `requests`."""
+    rows = tables.read(inputs["weigh"] / "rows.parquet", f"{table}_rows")
+    if partners:
+        rows = rows.with_columns(mismatched(_with_ids(rows, inputs["text"]), seed).alias("mismatched_row"))
+    return requests(rows, table, inputs["text"], partners=partners)
+
+
 def write_requests(asking: pl.DataFrame, path: Path) -> None:
     """Write what `requests` gave as a scorer reads it."""
     asking.select("completion_id", "prompt", "completion").write_parquet(path)

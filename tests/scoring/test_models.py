@@ -56,7 +56,7 @@ def test_identity_and_the_package_import_without_torch():
         ({"path": "/no/such/folder"}, "no model folder at /no/such/folder"),
         ({"path": "{folder}", "gguf_file": "b.gguf"}, r"no file b.gguf in .*its GGUF files: a.gguf"),
         ({"path": "{folder}"}, r"has no config.json: set gguf_file to one of a.gguf"),
-        ({"path": ""}, r"a model is \{path, gguf_file\?, revision\?\}"),
+        ({"path": ""}, r"a model is \{path, gguf_file\?, revision\?, adapter\?\}"),
         ({"path": "{folder}", "gguf": "a.gguf"}, "a model is"),
     ],
 )

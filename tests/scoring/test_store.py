@@ -115,7 +115,7 @@ def test_a_compaction_that_is_stopped_at_any_write_or_removal_loses_nothing(tmp_
     for stop in (0, 1, 7, 15):
         count = iter(range(stop + 1))
 
-        def publish(*arguments, count=count, **options):
+        def publish(*arguments, count=count, stop=stop, **options):
             if next(count) == stop:
                 raise KeyboardInterrupt
             return real(*arguments, **options)
@@ -197,11 +197,7 @@ def test_merging_takes_what_is_new_and_says_how_much(tmp_path):
     assert store.has(pa.array(keys(0, 20)), squares=True).to_pylist() == [False] * 5 + [True] * 15
     assert Index(tmp_path / "here", {"template": "chat"}).find(pa.array(["a"]))["key"].to_pylist() == keys(0, 1)
     assert ValueStore(tmp_path / "here", {"kind": "reward"}).find(pa.array(keys(1, 2))).to_pylist() == [-3.0]
-    assert [(one.added, one.known) for one in merge(tmp_path / "here", tmp_path / "there")] == [
-        (0, 15),
-        (0, 2),
-        (0, 1),
-    ] or (sum(one.added for one in merge(tmp_path / "here", tmp_path / "there")) == 0)
+    assert sum(one.added for one in merge(tmp_path / "here", tmp_path / "there")) == 0
 
 
 def test_values_of_two_machines_may_differ_by_rounding_and_no_more(tmp_path):
@@ -238,7 +234,7 @@ def test_values_of_one_kind_are_found_by_key_and_never_mixed_with_log_probs(tmp_
     store = ValueStore(tmp_path, {"kind": "reward", "model_hash": "m"})
     store.add(keys(0, 3), [1.0, 2.0, -0.5])
     assert store.find(pa.array([keys(2, 3)[0], "none"])).to_pylist() == [-0.5, None]
-    with pytest.raises(ValueError, match="the value of .* is nan"):
+    with pytest.raises(ValueError, match=r"the value of .* is nan"):
         store.add(keys(3, 4), [float("nan")])
     with pytest.raises(ValueError, match="needs a kind"):
         ValueStore(tmp_path, {"model_hash": "m"})
