@@ -3,6 +3,7 @@
 A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}; see `identity`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             f"{adapter} is a LoRA adapter, and reading one needs the peft package: pip install peft"
         ) from error
     try:
-        adapted: nn.Module = PeftModel.from_pretrained(model, str(adapter))
-        return adapted.merge_and_unload()  # type: ignore[operator, return-value]
+        with warnings.catch_warnings():  # peft asks transformers in words that these call old ones
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted: nn.Module = PeftModel.from_pretrained(model, str(adapter))
+            return adapted.merge_and_unload()  # type: ignore[operator, return-value]
     except Exception as error:  # other modules, other shapes, a damaged file: each raises its own
         raise ValueError(f"the adapter {adapter} does not fit {model.config.name_or_path}: {error}") from error
 

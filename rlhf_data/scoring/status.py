@@ -35,9 +35,9 @@ def status(
     """What `scorer.score` would find and what it would run, with the same arguments.
 
     Returns:
-        One for each dtype that `dtype` may mean (auto: float32 on a CPU, bfloat16 on a GPU): model, dtype, and counts of
-        distinct completions. `completions` = `stored` + `missing` + `refused` (by `encode`); of the missing, `new` were
-        never tokenised, so that some of them may turn out to be stored under another id, or refused. `tokens` are
+        One for each dtype that `dtype` may mean (auto: float32 on a CPU, bfloat16 on a GPU): model, dtype, and counts
+        of distinct completions. `completions` = `stored` + `missing` + `refused` (by `encode`); of the missing, `new`
+        were never tokenised, so that some of them may turn out to be stored under another id, or refused. `tokens` are
         completion tokens: of what is stored, and of what is missing and not new.
     """
     asked = request_ids(requests).unique()

@@ -71,8 +71,8 @@ class ScoreStore:
     """The log-probs of one recipe: content hash of the weights, dtype of the body, dtype of the head."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """Open the store under `folder`, or start it; `recipe` is what changes the numbers."""
-        self.folder = recipe_folder(folder, recipe)
+        """The store under `folder`, perhaps empty yet; `recipe` is what changes the numbers."""
+        self.folder, self.recipe = folder / digest(recipe), recipe
 
     def add(
         self,
@@ -110,6 +110,7 @@ class ScoreStore:
             columns["has_tokens"] = pa.array([True] * len(keys))
         if mean_log_p2 is not None:
             columns["mean_log_p2"] = pa.array(mean_log_p2, pa.float64())
+        _start(self.folder, self.recipe)
         shards.publish(pa.table(columns), self.folder, SCORES)
 
     def find(self, keys: pa.Array | pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
@@ -135,14 +136,14 @@ class ValueStore:
     """One number for each key under one recipe: the scores of a reward model, {"kind": "reward", "model_hash": …}."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """Open the store under `folder`, or start it; `recipe` is what changes the numbers.
+        """The store under `folder`, perhaps empty yet; `recipe` is what changes the numbers.
 
         Raises:
             ValueError: the recipe has no kind, so that it might be taken for one of log-probs.
         """
         if not recipe.get("kind"):
             raise ValueError(f"the recipe of a store of values needs a kind, such as reward; it is {recipe}")
-        self.folder = recipe_folder(folder, recipe)
+        self.folder, self.recipe = folder / digest(recipe), recipe
 
     def add(self, keys: Sequence[str], values: Sequence[float]) -> None:
         """Write one shard.
@@ -155,6 +156,7 @@ class ValueStore:
                 raise ValueError(f"the value of {key} is {value}: the model's weights or dtype do not hold up")
         if keys:
             table = pa.table({"key": pa.array(keys, pa.string()), "value": pa.array(values, pa.float64())})
+            _start(self.folder, self.recipe)
             shards.publish(table, self.folder, VALUES)
 
     def find(self, keys: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
@@ -166,12 +168,13 @@ class Index:
     """completion_id → key under one encoding: tokenizer, template, lengths."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """Open the index under the store's `folder`, or start it; `recipe` is what changes token ids."""
-        self.folder = recipe_folder(folder / "index", recipe)
+        """The index under the store's `folder`, perhaps empty yet; `recipe` is what changes token ids."""
+        self.folder, self.recipe = folder / "index" / digest(recipe), recipe
 
     def add(self, rows: pa.Table) -> None:
         """Write one part with the columns of INDEX."""
         if rows.num_rows:
+            _start(self.folder, self.recipe)
             shards.publish(rows, self.folder, INDEX)
 
     def find(self, completion_ids: pa.Array) -> pa.Table:
@@ -231,7 +234,8 @@ def merge(store: Path, other: Path) -> list[Merged]:
     done = []
     for theirs in folders:
         recipe = _recipe_of(theirs)
-        ours = recipe_folder(store / theirs.parent.relative_to(other), recipe)
+        ours = store / theirs.relative_to(other)
+        _start(ours, recipe)
         for kind in KINDS:
             added = known = 0
             for table in shards.every(theirs, kind):
@@ -249,17 +253,15 @@ def recipe_folders(store: Path) -> list[Path]:
     return [path.parent for pattern in ("*/recipe.json", "index/*/recipe.json") for path in sorted(store.glob(pattern))]
 
 
-def recipe_folder(parent: Path, recipe: dict[str, Any]) -> Path:
-    """The folder of a recipe under `parent`, made where it is new."""
-    folder = parent / digest(recipe)
-    if not (folder / "recipe.json").is_file():
-        files.write_text(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True))
-    return folder
-
-
 def digest(recipe: dict[str, Any]) -> str:
     """The name of a recipe's folder."""
     return xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
+
+
+def _start(folder: Path, recipe: dict[str, Any]) -> None:
+    """Make a recipe's folder where it is new."""
+    if not (folder / "recipe.json").is_file():
+        files.write_text(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True))
 
 
 def _recipe_of(folder: Path) -> dict[str, Any]:
