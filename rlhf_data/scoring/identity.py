@@ -5,7 +5,6 @@ folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors, as pef
 model. `path` may be such a folder itself: its base is then the model that its configuration names.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files
+from rlhf_data.scoring.adapters import CONFIG, adapter_config, adapter_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
-_ADAPTER = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Of an adapter's configuration: where its base lies, and how it was made. The numbers do not depend on them.
-_NOT_IN_NUMBERS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping")
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -34,7 +30,7 @@ _TOKENIZER = (
 def content_hash(reference: dict[str, Any], cache: Path) -> str:
     """xxh3-128 over a model's weight files and config.json: equal for equal weights, wherever they lie.
 
-    With an adapter: over the base's hash, the adapter's weights, and what of its configuration changes numbers.
+    With an adapter, over its hash too.
 
     Args:
         reference: see above.
@@ -44,9 +40,7 @@ def content_hash(reference: dict[str, Any], cache: Path) -> str:
     own = _files_hash(model_files(base, find(base)), cache)
     if adapter is None:
         return own
-    config = {key: value for key, value in _adapter_config(adapter).items() if key not in _NOT_IN_NUMBERS}
-    weights = files.digests([_adapter_weights(adapter)], cache / "digests.json")
-    return xxh3_128_hexdigest(json.dumps([own, config, weights], sort_keys=True).encode())
+    return xxh3_128_hexdigest(f"{own}:{adapter_hash(adapter, cache)}".encode())
 
 
 def tokenizer_hash(reference: dict[str, Any], cache: Path) -> str:
@@ -65,24 +59,19 @@ def parts(reference: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
     """The model without its adapter, and the adapter's folder; None where there is none.
 
     Raises:
-        ValueError: an adapter that is not whole, or does not say what its base is; a folder that holds both.
+        ValueError: an adapter that does not say what its base is; a folder that holds both.
     """
     base = {key: value for key, value in reference.items() if key != "adapter"}
     if "adapter" in reference:
-        adapter = Path(reference["adapter"]).expanduser()
-        _adapter_weights(adapter)
-        return base, adapter
+        return base, Path(reference["adapter"]).expanduser()
     folder = Path(reference.get("path") or "").expanduser()
-    if not reference.get("path") or reference.get("gguf_file") or not (folder / _ADAPTER).is_file():
+    if not reference.get("path") or reference.get("gguf_file") or not (folder / CONFIG).is_file():
         return base, None
     if (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise ValueError(f"{folder} holds a model and an adapter: give the adapter a folder of its own")
-    config = _adapter_config(folder)
+    config = adapter_config(folder)
     if not config.get("base_model_name_or_path"):
-        raise ValueError(
-            f"{folder / _ADAPTER} names no base_model_name_or_path: write {{path: BASE, adapter: {folder}}}"
-        )
-    _adapter_weights(folder)
+        raise ValueError(f"{folder / CONFIG} names no base_model_name_or_path: write {{path: BASE, adapter: {folder}}}")
     revision = {"revision": config["revision"]} if config.get("revision") else {}
     return {"path": config["base_model_name_or_path"], **revision}, folder
 
@@ -139,21 +128,6 @@ def model_files(reference: dict[str, Any], folder: Path) -> list[Path]:
 
 def _tokenizer_files(folder: Path) -> list[Path]:
     return sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    config = files.read_json(folder / _ADAPTER)
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder} has no readable {_ADAPTER}: give the folder of a LoRA adapter as peft writes it")
-    return config
-
-
-def _adapter_weights(folder: Path) -> Path:
-    _adapter_config(folder)
-    found = next((folder / name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise ValueError(f"{folder} has an {_ADAPTER} but no weights ({' or '.join(_ADAPTER_WEIGHTS)})")
-    return found
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -3,15 +3,14 @@
 A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}; see `identity`.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data.files import whole_folder
+from rlhf_data.scoring.adapters import merged
 from rlhf_data.scoring.identity import content_hash, find, model_files, parts, with_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,7 +48,7 @@ def load(
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
         raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
     if adapter is not None:
-        model = _with_adapter(model, adapter).to(precision)  # pyright: ignore[reportArgumentType]: as below
+        model = merged(model, adapter).to(precision)  # pyright: ignore[reportArgumentType]: as below
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length is not None and max_length > positions:
         raise ValueError(
@@ -87,23 +86,6 @@ def dtype_name(dtype: str, device: str) -> str:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be auto, {', '.join(_DTYPES)}")
     return dtype
-
-
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The model with a LoRA adapter added to its weights, as peft adds it."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ValueError(
-            f"{adapter} is a LoRA adapter, and reading one needs the peft package: pip install peft"
-        ) from error
-    try:
-        with warnings.catch_warnings():  # peft asks transformers in words that these call old ones
-            warnings.simplefilter("ignore", FutureWarning)
-            adapted: nn.Module = PeftModel.from_pretrained(model, str(adapter))
-            return adapted.merge_and_unload()  # type: ignore[operator, return-value]
-    except Exception as error:  # other modules, other shapes, a damaged file: each raises its own
-        raise ValueError(f"the adapter {adapter} does not fit {model.config.name_or_path}: {error}") from error
 
 
 def _plain_folder(reference: dict[str, Any], cache: Path) -> Path:

@@ -1,7 +1,7 @@
 """The score store: log-probs by content, kept as Parquet shards that several scorers may write at once.
 
     <folder>/<recipe>/recipe.json, shard-….parquet            key → token_logps?, logps, n_tokens, mean_log_p2?
-    <folder>/<recipe>/recipe.json, value-….parquet            key → value, of a recipe {"kind": "reward", …}
+    <folder>/<recipe>/recipe.json, reward-….parquet           key → reward
     <folder>/index/<encoding>/recipe.json, part-….parquet     completion_id → key, n_tokens, truncated, refused
 
 The recipe is what the numbers depend on beside a key's token ids. `shards.py` says how a folder is read and written:
@@ -12,7 +12,7 @@ a reader never meets half a file, a kill loses at most the shard in hand, and of
 # (pyarrow makes its compute functions at import, so no type checker sees them)
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ SCORES = Kind(
         }
     ),
 )
-VALUES = Kind("value", pa.schema({"key": pa.string(), "value": pa.float64()}))
+REWARDS = Kind("reward", pa.schema({"key": pa.string(), "reward": pa.float64()}))
 INDEX = Kind(
     "part",
     pa.schema(
@@ -51,7 +51,7 @@ INDEX = Kind(
         }
     ),
 )
-KINDS = (SCORES, VALUES, INDEX)
+KINDS = (SCORES, REWARDS, INDEX)
 
 # Nats a token that two machines may differ by in one recipe: the order of sums, and in bfloat16 their rounding.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -132,36 +132,36 @@ class ScoreStore:
         return [values.values.to_numpy() if values.is_valid else None for values in found]
 
 
-class ValueStore:
-    """One number for each key under one recipe: the scores of a reward model, {"kind": "reward", "model_hash": …}."""
+class RewardStore:
+    """What one reward model says, by key: a number a completion."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        """The store under `folder`, perhaps empty yet; `recipe` is what changes the numbers.
+        """The store under `folder`, perhaps empty yet.
 
-        Raises:
-            ValueError: the recipe has no kind, so that it might be taken for one of log-probs.
+        Args:
+            folder: the score store.
+            recipe: what changes the numbers, with `what`: "reward", so that it is no recipe of log-probs.
         """
-        if not recipe.get("kind"):
-            raise ValueError(f"the recipe of a store of values needs a kind, such as reward; it is {recipe}")
         self.folder, self.recipe = folder / digest(recipe), recipe
 
-    def add(self, keys: Sequence[str], values: Sequence[float]) -> None:
+    def add(self, rewards: Mapping[str, float]) -> None:
         """Write one shard.
 
         Raises:
-            ValueError: a value that is no number, with its key.
+            ValueError: a reward that is no number, with its key.
         """
-        for key, value in zip(keys, values, strict=True):
-            if not np.isfinite(value):
-                raise ValueError(f"the value of {key} is {value}: the model's weights or dtype do not hold up")
-        if keys:
-            table = pa.table({"key": pa.array(keys, pa.string()), "value": pa.array(values, pa.float64())})
+        if wrong := [key for key, value in rewards.items() if not np.isfinite(value)]:
+            raise ValueError(
+                f"the reward of {wrong[0]} is {rewards[wrong[0]]}: the model's weights or dtype do not hold up"
+            )
+        if rewards:
+            columns = {"key": list(rewards), "reward": list(rewards.values())}
             _start(self.folder, self.recipe)
-            shards.publish(table, self.folder, VALUES)
+            shards.publish(pa.table(columns, schema=REWARDS.schema), self.folder, REWARDS)
 
     def find(self, keys: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
-        """The value of each key, float64, in order; null where there is none."""
-        return shards.find(self.folder, VALUES, keys, ["value"])["value"]
+        """The reward of each key, float64, in order; null where it has not been scored."""
+        return shards.find(self.folder, REWARDS, keys, ["reward"])["reward"]
 
 
 class Index:
@@ -296,7 +296,7 @@ def _differ(theirs: pa.Table, ours: pa.Table, kind: Kind, recipe: dict[str, Any]
         for column in ("key", "refused"):
             same &= pc.fill_null(theirs[column], "").to_numpy() == pc.fill_null(ours[column], "").to_numpy()
         return both & ~same
-    value, per = ("value", 1) if kind is VALUES else ("logps", theirs["n_tokens"].to_numpy())
+    value, per = ("reward", 1) if kind is REWARDS else ("logps", theirs["n_tokens"].to_numpy())
     here, there = (table[value].to_numpy().astype(np.float64) for table in (ours, theirs))
     tolerance = _TOLERANCE.get(recipe.get("dtype", ""), max(_TOLERANCE.values()))
     with np.errstate(invalid="ignore"):
@@ -306,7 +306,7 @@ def _differ(theirs: pa.Table, ours: pa.Table, kind: Kind, recipe: dict[str, Any]
 def _in_words(table: pa.Table, row: int) -> str:
     return ", ".join(
         f"{name} {table[name][row].as_py()}"
-        for name in ("logps", "value", "key", "refused")
+        for name in ("logps", "reward", "key", "refused")
         if name in table.schema.names
     )
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from rlhf_data.scoring import shards
-from rlhf_data.scoring.store import INDEX, SCORES, VALUES, Index, ScoreStore, ValueStore, compact, ids_key, merge
+from rlhf_data.scoring.store import INDEX, REWARDS, SCORES, Index, RewardStore, ScoreStore, compact, ids_key, merge
 
 RECIPE = {"model_hash": "m", "dtype": "float32", "head_dtype": "float32", "code": 1}
 
@@ -188,7 +188,7 @@ def test_merging_takes_what_is_new_and_says_how_much(tmp_path):
     filled(tmp_path / "there", (5, 20), mean_log_p2=[-1.0] * 15)
     rows = pa.table({"completion_id": ["a"], "key": keys(0, 1), "n_tokens": [1], "truncated": [False]})
     Index(tmp_path / "there", {"template": "chat"}).add(rows)
-    ValueStore(tmp_path / "there", {"kind": "reward"}).add(keys(0, 2), [0.5, -3.0])
+    RewardStore(tmp_path / "there", {"what": "reward"}).add(dict(zip(keys(0, 2), [0.5, -3.0], strict=True)))
     before = rows_of(store, 0, 5)
     done = merge(tmp_path / "here", tmp_path / "there")
     assert sorted((one.added, one.known) for one in done) == [(1, 0), (2, 0), (15, 0)]  # all bring at least Σp²
@@ -196,7 +196,7 @@ def test_merging_takes_what_is_new_and_says_how_much(tmp_path):
     assert store.has(pa.array(keys(0, 20)), tokens=True).to_pylist() == [True] * 20
     assert store.has(pa.array(keys(0, 20)), squares=True).to_pylist() == [False] * 5 + [True] * 15
     assert Index(tmp_path / "here", {"template": "chat"}).find(pa.array(["a"]))["key"].to_pylist() == keys(0, 1)
-    assert ValueStore(tmp_path / "here", {"kind": "reward"}).find(pa.array(keys(1, 2))).to_pylist() == [-3.0]
+    assert RewardStore(tmp_path / "here", {"what": "reward"}).find(pa.array(keys(1, 2))).to_pylist() == [-3.0]
     assert sum(one.added for one in merge(tmp_path / "here", tmp_path / "there")) == 0
 
 
@@ -230,15 +230,13 @@ def test_a_folder_that_is_no_store_or_lies_about_its_recipe_is_not_merged(tmp_pa
         merge(tmp_path / "here", tmp_path / "there")
 
 
-def test_values_of_one_kind_are_found_by_key_and_never_mixed_with_log_probs(tmp_path):
-    store = ValueStore(tmp_path, {"kind": "reward", "model_hash": "m"})
-    store.add(keys(0, 3), [1.0, 2.0, -0.5])
+def test_rewards_are_found_by_key_and_lie_beside_log_probs(tmp_path):
+    store = RewardStore(tmp_path, {"what": "reward", "model_hash": "m"})
+    store.add(dict(zip(keys(0, 3), [1.0, 2.0, -0.5], strict=True)))
     assert store.find(pa.array([keys(2, 3)[0], "none"])).to_pylist() == [-0.5, None]
-    with pytest.raises(ValueError, match=r"the value of .* is nan"):
-        store.add(keys(3, 4), [float("nan")])
-    with pytest.raises(ValueError, match="needs a kind"):
-        ValueStore(tmp_path, {"model_hash": "m"})
-    assert not shards.shards(store.folder, SCORES) and len(shards.shards(store.folder, VALUES)) == 1
+    with pytest.raises(ValueError, match=r"the reward of .* is nan"):
+        store.add({keys(3, 4)[0]: float("nan")})
+    assert not shards.shards(store.folder, SCORES) and len(shards.shards(store.folder, REWARDS)) == 1
 
 
 @pytest.mark.parametrize("compacted", [False, True])
@@ -247,7 +245,7 @@ def test_the_store_is_read_by_plain_sql(tmp_path, compacted):
     Index(tmp_path / "scores", {"template": "chat"}).add(
         pa.table({"completion_id": ["a", "b"], "key": keys(3, 5), "n_tokens": [4, 1], "truncated": [False, True]})
     )
-    ValueStore(tmp_path / "scores", {"kind": "reward"}).add(keys(0, 1), [1.0])
+    RewardStore(tmp_path / "scores", {"what": "reward"}).add({keys(0, 1)[0]: 1.0})
     if compacted:
         compact(tmp_path / "scores")
     found = duckdb.sql(
