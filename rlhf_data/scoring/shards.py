@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from rlhf_data import files
 
 ROWS_PER_FILE = 65_536  # of a compacted file: with 200 tokens a completion about 50 MB of log-probs
+_PREFIXES_AT_ONCE = 4  # compacted files that are in memory together
 _ROW_GROUP = 8_192
 _AT_ONCE = 2_000_000  # keys that are in memory together while others are looked for among them
 _HEX = re.compile(r"[0-9a-f]{8,}")
@@ -135,21 +136,23 @@ def _compact(folder: Path, kind: Kind) -> tuple[int, int]:
     prefixes = [""] if not rows else _prefixes(old, kind, rows)
     if {shard.prefix for shard in old} == set(prefixes) and len(old) == len(prefixes):
         return len(old), len(old)
-    kept, written = set(), 0
-    for prefix in prefixes:
-        sources = [shard for shard in old if prefix.startswith(shard.prefix) or shard.prefix.startswith(prefix)]
-        parts = [_with_prefix(_read(shard.path, kind, kind.schema.names), kind, prefix) for shard in sources]
-        filled = [shard for shard, part in zip(sources, parts, strict=True) if part.num_rows]
-        if not filled:
-            continue
-        written += 1
-        if len(filled) == 1 and filled[0].prefix == prefix != "":  # nothing new: this file stays
-            kept.add(filled[0].path)
-            continue
-        # The earliest of their times: a value that was first stays first.
-        born = min(int(shard.path.name.split("-")[1]) for shard in filled)
-        joined = pa.concat_tables([kind.schema.empty_table(), *parts])
-        publish(_first_values(joined, kind).sort_by(kind.key), folder, kind, prefix=prefix, born=born)
+    kept, written = set[Path](), 0
+    for some in [prefixes[at : at + _PREFIXES_AT_ONCE] for at in range(0, len(prefixes), _PREFIXES_AT_ONCE)]:
+        concerned = [shard for shard in old if any(_overlap(shard.prefix, prefix) for prefix in some)]
+        read = [(shard, _with_prefixes(_read(shard.path, kind, kind.schema.names), kind, some)) for shard in concerned]
+        for prefix in some:
+            parts = [(shard, _with_prefixes(rows, kind, [prefix])) for shard, rows in read]
+            filled = [(shard, rows) for shard, rows in parts if rows.num_rows]
+            if not filled:
+                continue
+            written += 1
+            if len(filled) == 1 and filled[0][0].prefix == prefix != "":  # nothing new: this file stays
+                kept.add(filled[0][0].path)
+                continue
+            # The earliest of their times: a value that was first stays first.
+            born = min(int(shard.path.name.split("-")[1]) for shard, _ in filled)
+            joined = _first_values(pa.concat_tables([rows for _, rows in filled]), kind)
+            publish(joined.sort_by(kind.key), folder, kind, prefix=prefix, born=born)
     for shard in old:
         if shard.path not in kept:
             shard.path.unlink(missing_ok=True)
@@ -171,8 +174,14 @@ def _prefixes(old: list[Shard], kind: Kind, rows: int) -> list[str]:
     return [f"{number:0{digits}x}" for number in range(16**digits)]
 
 
-def _with_prefix(table: pa.Table, kind: Kind, prefix: str) -> pa.Table:
-    return table.filter(pc.starts_with(table[kind.key], prefix)) if prefix else table
+def _overlap(prefix: str, other: str) -> bool:
+    return prefix.startswith(other) or other.startswith(prefix)
+
+
+def _with_prefixes(table: pa.Table, kind: Kind, prefixes: list[str]) -> pa.Table:
+    """The rows whose key begins with one of some prefixes, all of one length."""
+    starts = pc.utf8_slice_codeunits(table[kind.key], 0, len(prefixes[0]))
+    return table.filter(pc.is_in(starts, value_set=pa.array(prefixes))) if prefixes[0] else table
 
 
 def _sweep(folder: Path, kind: Kind) -> None:
@@ -235,9 +244,8 @@ def _first_of(rows: pa.Table, places: np.ndarray, count: int) -> pa.Table:
     columns = []
     for column in rows.columns:
         there = np.flatnonzero(column.is_valid().to_numpy())
-        place, first = np.unique(places[there], return_index=True)
         taken = np.full(count, -1, np.int64)
-        taken[place] = there[first]
+        taken[places[there[::-1]]] = there[::-1]  # of several for one place the last that is written stays: the first
         columns.append(column.take(pa.array(taken, mask=taken < 0)))
     return pa.table(columns, schema=rows.schema) if columns else rows
 
