@@ -1,4 +1,4 @@
-"""What is stored and what is missing is said before a model is loaded; the store is looked after from the command line."""
+"""What is stored and what is missing is said before a model is loaded; commands look after the store."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def project(tmp_path, monkeypatch) -> Project:
     made = Project(tmp_path)
     made.raw([*ratings(3, 3), {"prompt": "question 0?", "completion": "<|im_end|>", "rating": 3}])
     scoring = "score: {model: model, max_length: 64, dtype: float32, references: {old: {model: old}}}\n"
-    shaped = SPEC.replace("{to: paired, pairing: all}", "{to: unpaired, label: prompt_mean}")
+    shaped = SPEC.replace("{to: paired, pairing: all}", "{to: unpaired}")
     made.spec(shaped.replace("publish:", scoring + "publish:"))
     return made
 
@@ -75,6 +75,7 @@ def test_a_store_is_compacted_and_merged_by_command(project, capfd):
     assert run_command(["scores", "compact"]) == 0
     assert capfd.readouterr().out == "the store is empty\n"
     assert run_command(["score", "demo.yaml"]) == 0
+    capfd.readouterr()
     assert run_command(["scores", "compact", "--json"]) == 0
     assert {(one["before"], one["now"]) for one in json.loads(capfd.readouterr().out)} == {(1, 1)}
     shutil.move(project.folder / ".rlhf" / "scores", project.folder / "theirs")
