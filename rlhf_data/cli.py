@@ -13,6 +13,7 @@ from rlhf_data.terminal import (
     print_results,
     rows_in_words,
     say,
+    score_status_in_words,
     short,
     show_step,
 )
@@ -33,6 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Raw feedback → validated, weighted preference tables → reference log-probs → a trained policy.",
 )
+
+scores_app = typer.Typer(rich_markup_mode=None, help="Look after the score store: compact it, merge another into it.")
+app.add_typer(scores_app, name="scores")
 
 SpecPath = Annotated[Path, typer.Argument(help="A spec, or a folder of specs, run in the order of their references.")]
 WorkspacePath = Annotated[Path, typer.Option("--workspace", "-w", help="Cache, scores and runs live here.")]
@@ -216,6 +220,9 @@ def score(
     overrides: Overrides = None,
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     limit: Limit = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Only say what the store has and what is missing; no model is loaded.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Precompute reference log-probs.
@@ -229,6 +236,10 @@ def score(
     for one in _specs(spec, var, overrides, workspace):
         if one.score is None:
             raise ValueError(f"{one.name} has no score section: add score: {{model: …}}")
+        if status:
+            references = engine.score_status(one, _workspace(workspace), limit=limit, on_step=show_step)
+            results.append({"spec": one.name, "references": references})
+            continue
         planned = make_plan(one, _workspace(workspace), limit=limit, until="score")
         for step in planned:
             engine.run_step(step, planned, _workspace(workspace), on_step=show_step)
@@ -236,6 +247,8 @@ def score(
         results.append({"spec": one.name, **recipe})
     if as_json:
         print(json.dumps(results))
+    elif status:
+        print("\n".join(line for result in results for line in score_status_in_words(result)))
     else:
         for result in results:
             counts = ", ".join(f"{n:,} {what}" for what, n in result["counts"].items())
@@ -594,6 +607,43 @@ def gc(
     print(json.dumps({"dry_run": dry_run, "removed": parts}) if as_json else "\n".join(words.sizes(parts, dry=dry_run)))
 
 
+@scores_app.command()
+def compact(workspace: WorkspacePath = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
+    """Join the store's many small files into few.
+
+    Nothing is lost when this is stopped, and others may score meanwhile.
+    """
+    from rlhf_data.scoring import store
+
+    done = store.compact(_workspace(workspace).scores)
+    if as_json:
+        print(json.dumps([{"folder": str(one.folder), "before": one.before, "now": one.now} for one in done]))
+    else:
+        lines = [f"{one.folder}: {one.before:,} files → {one.now:,}" for one in done]
+        print("\n".join(lines) or "the store is empty")
+
+
+@scores_app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="The folder scores of another workspace, or a copy of it.")],
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Take over the scores of another machine's store.
+
+    What both have stays as it is here; where they disagree by more than rounding, nothing is taken over.
+    """
+    from rlhf_data.scoring import store
+
+    done = store.merge(_workspace(workspace).scores, folder)
+    if as_json:
+        keys = ("folder", "recipe", "added", "known")
+        print(json.dumps([{**dict(zip(keys, one, strict=True)), "folder": str(one.folder)} for one in done]))
+    else:
+        for one in done:
+            print(f"{one.folder}: {one.added:,} taken over, {one.known:,} here already")
+
+
 @app.command()
 def doctor(workspace: WorkspacePath = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
     """Say what is installed and what disk is used."""
@@ -723,10 +773,9 @@ def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[st
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
-    if spec.score is None or "run" not in spec.score.model:
-        return []
-    name = spec.score.model["run"]
-    return [] if workspace.model_of(name, limit) else [name]
+    models = spec.score.models.values() if spec.score else ()
+    names = dict.fromkeys(model["run"] for model in models if "run" in model)
+    return [name for name in names if not workspace.model_of(name, limit)]
 
 
 def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -118,6 +119,37 @@ def read_counts(folder: Path) -> list[Count]:
 def published(planned: list[Planned], workspace: Workspace) -> Path:
     """The snapshot of a plan that has run."""
     return Path(json.loads((workspace.step(planned[-1].fingerprint) / "snapshot.json").read_text())["path"])
+
+
+def score_status(
+    spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None
+) -> list[dict[str, Any]]:
+    """What the score store has for a spec and what it lacks, of each reference; no model is loaded.
+
+    The steps before `score` are run, where they are not cached.
+
+    Returns:
+        for each reference what `scoring.status.status` gives, and its `reference`, `ref` or `old`.
+    """
+    from rlhf_data import reference
+    from rlhf_data.scoring.status import status
+
+    with in_use(workspace):
+        planned = plan(spec, workspace, limit=limit, until="score")
+        for step in planned[:-1]:
+            run_step(step, planned, workspace, on_step=on_step)
+        last, by_name = planned[-1].step, {p.step.name: p for p in planned}
+        inputs = {key: workspace.step(by_name[name].fingerprint) for key, name in last.inputs.items()}
+        told = {key: last.parameters[key] for key in ("table", "partners", "seed")}
+        with tempfile.TemporaryDirectory(dir=workspace.root) as folder:
+            requests = Path(folder) / "requests.parquet"
+            reference.write_requests(reference.asked(inputs, **told), requests)
+            recipes = {"ref": last.parameters["score"], **last.parameters["others"]}
+            return [
+                {"reference": name, **one}
+                for name, recipe in recipes.items()
+                for one in status(requests, store=workspace.scores, cache=workspace.root, **recipe)
+            ]
 
 
 def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progress: bool = True) -> Path:
@@ -288,6 +320,7 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["inputs"] = inputs
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+        parameters["others"] = {name: _scorer(other, workspace) for name, other in parameters["others"].items()}
     if "tokenizer" in parameters:
         parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
     if "chunks" in wanted:

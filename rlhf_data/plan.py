@@ -21,7 +21,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from rlhf_data import files, tables
 from rlhf_data.snapshot import intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import Clean, Source, Spec
+from rlhf_data.spec.sections import MEASURES, Clean, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
@@ -342,20 +342,57 @@ def _score_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) 
 
     assert spec.score is not None
     partners = spec.train is not None and "mismatched_id" in rules.columns(spec.train.rule)
-    model = resolve_model(spec.score.model, workspace, limit)
-    recipe = spec.score.model_dump(exclude={"model", "references"})
-    parameters = {"table": spec.shape.to, "partners": partners, "seed": spec.seed, "score": {**recipe, "model": model}}
-    recipe.pop("token_budget")
+    recipes, columns = score_recipes(spec, workspace, limit), score_columns(spec)
+    common = {"table": spec.shape.to, "partners": partners, "seed": spec.seed, "columns": columns}
+    parameters = {**common, "score": recipes.pop("ref"), "others": recipes}
     identity = {
         "template_text": template_text(spec.score.template),
-        "model": content_hash(model, workspace.root),
-        "tokenizer": tokenizer_hash(model, workspace.root),
-        **recipe,
-        **{key: parameters[key] for key in ("table", "partners", "seed")},
+        "model": content_hash(parameters["score"]["model"], workspace.root),
+        "tokenizer": tokenizer_hash(parameters["score"]["model"], workspace.root),
+        **{key: value for key, value in parameters["score"].items() if key not in ("model", "token_budget")},
+        **common,
+        **{
+            name: {
+                "model": content_hash(other["model"], workspace.root),
+                "tokenizer": tokenizer_hash(other["model"], workspace.root),
+                "dtype": other["dtype"],
+            }
+            for name, other in recipes.items()
+        },
     }
     return Step(
         "score", "rlhf_data.reference:attach", {"weigh": "weigh", "text": text, "rate": "rate"}, parameters, identity
     )
+
+
+def score_recipes(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """The arguments of `scoring.score` for each named reference, `ref` first."""
+    assert spec.score is not None
+    section = spec.score
+    give = sorted({measure for column in score_columns(spec) for measure in MEASURES if column.endswith(measure)})
+    common = section.model_dump(exclude={"model", "references", "publish"}) | {"give": give}
+    models = {"ref": (section.model, section.dtype)} | {
+        name: (other.model, other.dtype or section.dtype) for name, other in section.references.items()
+    }
+    return {
+        name: {**common, "model": resolve_model(model, workspace, limit), "dtype": dtype}
+        for name, (model, dtype) in models.items()
+    }
+
+
+def score_columns(spec: Spec) -> list[str]:
+    """The optional columns of the snapshot that its scores fill: what `train.rule` reads, and what `publish` names."""
+    from rlhf_data import rules
+
+    assert spec.score is not None
+    references = ("ref", *spec.score.references)
+    wanted = set(rules.columns(spec.train.rule)) if spec.train is not None else set()
+    named = tuple(spec.score.publish)
+    return [
+        column
+        for column in tables.optional_columns(spec.shape.to)
+        if column.split("_")[0] in references and (column in wanted or column.endswith(named) or column == "old_logps")
+    ]
 
 
 def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:

@@ -32,6 +32,8 @@ SPLITS = ("train", "validation", "test")
 SCORES = (
     "ref_logps", "ref_mismatched_logps", "ref_chosen_logps", "ref_rejected_logps",
     "n_tokens", "chosen_n_tokens", "rejected_n_tokens", "truncated",
+    "ref_token_logps", "ref_chosen_token_logps", "ref_rejected_token_logps", "old_logps", "old_token_logps",
+    "ref_mean_log_p2", "ref_chosen_mean_log_p2", "ref_rejected_mean_log_p2", "old_mean_log_p2",
 )  # fmt: skip
 
 
@@ -328,7 +330,7 @@ def _identified(rows: pl.DataFrame, known: texts.Names, table: str) -> pl.DataFr
     named = texts.identify(rows, known).with_columns(pl.col(pl.Categorical).cast(pl.String))
     if table == "paired":
         named = named.with_columns(ids.pair_ids(named["chosen_id"], named["rejected_id"], "pair_id"))
-    return named.select([column for column in tables.columns(table) if column in named.columns])
+    return named.select([column for column in tables.columns_in(named, table) if column in named.columns])
 
 
 def _with_texts(rows: pl.DataFrame, known: texts.Names, table: str, held: dict[str, pl.DataFrame]) -> pl.DataFrame:
@@ -337,7 +339,8 @@ def _with_texts(rows: pl.DataFrame, known: texts.Names, table: str, held: dict[s
     for name in ("chosen", "rejected", "completion"):
         if f"{name}_row" in rows.columns:
             found.append(texts.looked_up(rows[f"{name}_row"], held["completion"], "completion").alias(name))
-    return _identified(rows, known, table).with_columns(found).select(list(tables.columns(table)))
+    whole = _identified(rows, known, table).with_columns(found)
+    return whole.select(list(tables.columns_in(whole, table)))
 
 
 def _splits(rows: pl.DataFrame) -> list[str]:
@@ -384,8 +387,12 @@ def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
         "tokenizer_hash",
         "max_length",
         "max_prompt_length",
+        "columns",
     )
-    return None if recipe is None else {key: recipe[key] for key in keys if key in recipe}
+    if recipe is None:
+        return None
+    others = {name: score_identity(one) for name, one in recipe.get("references", {}).items()}
+    return {key: recipe[key] for key in keys if key in recipe} | ({"references": others} if others else {})
 
 
 def _write(

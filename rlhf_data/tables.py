@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
 
 __all__ = [
-    "ContractError", "columns", "conform", "contract", "empty", "folder", "parse_contract", "read", "scan", "validate",
-    "write", "write_stream", "write_unchecked",
+    "ContractError", "columns", "conform", "contract", "empty", "folder", "optional_columns", "parse_contract", "read",
+    "scan", "validate", "write", "write_stream", "write_unchecked",
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
@@ -56,7 +56,7 @@ DTYPES: dict[str, pl.DataType] = {
     str(dtype): dtype
     for dtype in (
         pl.String(), pl.Float64(), pl.Int64(), pl.UInt32(), pl.UInt64(), pl.Boolean(), pl.Categorical(),
-        pl.List(pl.String), UINT32S, MESSAGES,
+        pl.List(pl.String), pl.List(pl.Float32), UINT32S, MESSAGES,
     )
 }  # fmt: skip
 
@@ -125,23 +125,42 @@ def _narrow(name: str) -> "DataFrameSchema":
         schema = schema.update_column(column, dtype=pl.Categorical(), checks=[])
     rows = {column: Column(dtype, nullable=column == "mismatched_row") for column, dtype in NARROW[name].items()}
     schema = schema.add_columns(rows)
-    schema.columns = {column: schema.columns[column] for column in columns(name)}  # in the order that is written
+    schema.columns = {column: schema.columns[column] for column in _written(name)}  # in the order that is written
     schema.unique = ["chosen_row", "rejected_row"] if name == "paired_rows" else ["completion_row"]
     schema.checks = [Check.columns_differ(left="chosen_row", right="rejected_row")] if name == "paired_rows" else []
     schema.name = name
     return schema
 
 
-@cache
 def columns(name: str) -> dict[str, pl.DataType]:
-    """Column names and polars types of a table, in the contract's order (pandera is slow to load: read without)."""
+    """Names and polars types of the columns that a table always has, in the contract's order."""
+    return {column: dtype for column, (dtype, always) in _written(name).items() if always}
+
+
+def optional_columns(name: str) -> dict[str, pl.DataType]:
+    """Names and polars types of the columns that a table has where something asks for them (`required: false`)."""
+    return {column: dtype for column, (dtype, always) in _written(name).items() if not always}
+
+
+def columns_in(frame: pl.DataFrame, name: str) -> dict[str, pl.DataType]:
+    """The columns that a table always has and, of the others, those of `frame`, in the contract's order."""
+    return {c: dtype for c, (dtype, always) in _written(name).items() if always or c in frame.columns}
+
+
+@cache
+def _written(name: str) -> dict[str, tuple[pl.DataType, bool]]:
+    """Each column's type, and whether it is always there (pandera is slow to load: read without)."""
     table = name.removesuffix("_rows")
     written = _yaml().load((folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8"))["columns"]
-    types = {column: DTYPES[c["dtype"]] for column, c in written.items()}
+    found = {column: (DTYPES[c["dtype"]], c.get("required", True)) for column, c in written.items()}
     if name not in NARROW:
-        return types
-    shared = {c: pl.Categorical() if c in FEW else dtype for c, dtype in types.items() if c not in PUBLISHED_ONLY}
-    return {**NARROW[name], **shared}
+        return found
+    shared = {
+        c: (pl.Categorical() if c in FEW else dtype, always)
+        for c, (dtype, always) in found.items()
+        if c not in PUBLISHED_ONLY
+    }
+    return {**{c: (dtype, True) for c, dtype in NARROW[name].items()}, **shared}
 
 
 def empty(name: str) -> pl.DataFrame:
@@ -151,10 +170,12 @@ def empty(name: str) -> pl.DataFrame:
 def conform(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """`frame` with the contract's columns in the contract's order; absent ones that may be null are null.
 
+    Of optional columns it has those that `frame` has.
+
     Raises:
         ContractError: a column that may not be null is absent, or a value cannot be of its column's type.
     """
-    schema, types = contract(name), columns(name)
+    schema, types = contract(name), columns_in(frame, name)
     absent = [c for c, column in schema.columns.items() if c not in frame.columns and not column.nullable]
     if absent:
         raise ContractError(f"{name}: no column {', '.join(absent)}; the frame has {', '.join(frame.columns)}")
@@ -281,7 +302,8 @@ def scan(path: Path | list[Path], name: str) -> pl.LazyFrame:
         raise ContractError(
             f"{name}: cannot read a table in {place}: remove that folder and run again ({error})"
         ) from None
-    wanted = columns(name)
+    further = optional_columns(name)
+    wanted = {**columns(name), **{c: further[c] for c in found if c in further}}
     if found != wanted:
         wrong = [c for c in wanted.keys() | found.keys() if wanted.get(c) != found.get(c)]
         raise ContractError(f"{name}: {path} has other columns or types than its contract: {', '.join(sorted(wrong))}")
@@ -324,6 +346,11 @@ def _register_checks() -> None:
     @extensions.register_check_method(statistics=["wanted"])
     def finite(data: PolarsData, *, wanted: bool) -> pl.LazyFrame:
         return data.lazyframe.select(pl.col(data.key).is_finite() if wanted else pl.lit(True))
+
+    @extensions.register_check_method(statistics=["wanted"])
+    def finite_items(data: PolarsData, *, wanted: bool) -> pl.LazyFrame:
+        items = pl.col(data.key).list
+        return data.lazyframe.select(items.eval(pl.element().is_finite()).list.all() if wanted else pl.lit(True))
 
     @extensions.register_check_method(statistics=["left", "right"])
     def columns_differ(data: PolarsData, *, left: str, right: str) -> pl.LazyFrame:

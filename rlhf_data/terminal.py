@@ -35,6 +35,20 @@ def show_step(planned: "Planned", seconds: float | None, counts: list["Count"]) 
     say(f"  ✓ {planned.step.name:<16} {'cached' if planned.cached else f'{seconds:.1f} s':>8}  {said}".rstrip())
 
 
+def score_status_in_words(told: dict[str, Any]) -> list[str]:
+    """Lines of what `engine.score_status` says of a spec's references."""
+    lines = []
+    for one in told["references"]:
+        model = one["model"]["path"] + "".join(
+            f" + {one['model'][k]}" for k in ("gguf_file", "adapter") if k in one["model"]
+        )
+        missing = f"{one['missing']:,} missing ({one['tokens']['missing']:,} tokens known, {one['new']:,} texts new)"
+        stored = f"{one['stored']:,} of {one['completions']:,} completions stored ({one['tokens']['stored']:,} tokens)"
+        refused = f", {one['refused']:,} refused" if one["refused"] else ""
+        lines.append(f"{told['spec']}: {one['reference']} {model} {one['dtype']}: {stored}, {missing}{refused}")
+    return lines
+
+
 def print_results(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, ensure_ascii=False))

@@ -1,5 +1,7 @@
 """Contracts: what is misspelt in one is refused, and no table reaches disk that breaks its own."""
 
+import math
+
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -33,8 +35,10 @@ def held(**changes) -> pl.DataFrame:
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_are_those_of_the_contract_with_its_types(name):
     schema = tables.contract(name)
-    assert list(tables.columns(name)) == list(schema.columns)
-    assert {c: str(t) for c, t in tables.columns(name).items()} == {
+    always, sometimes = tables.columns(name), tables.optional_columns(name)
+    assert list(always) == [c for c, column in schema.columns.items() if column.required]
+    assert list(sometimes) == [c for c, column in schema.columns.items() if not column.required]
+    assert {c: str(t) for c, t in (always | sometimes).items()} == {
         c: str(column.dtype.type) for c, column in schema.columns.items()
     }
 
@@ -48,8 +52,10 @@ def test_an_empty_table_keeps_its_contract(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_float_of_every_contract_must_be_finite(name):
     checks = {c: [check.name for check in column.checks] for c, column in tables.contract(name).columns.items()}
-    floats = [c for c, dtype in tables.columns(name).items() if dtype == pl.Float64]
-    assert [c for c in floats if "finite" not in checks[c]] == []
+    types = tables.columns(name) | tables.optional_columns(name)
+    floats = {c: "finite" for c, dtype in types.items() if dtype == pl.Float64}
+    floats |= {c: "finite_items" for c, dtype in types.items() if dtype == pl.List(pl.Float32)}
+    assert [c for c, check in floats.items() if check not in checks[c]] == []
 
 
 @pytest.mark.parametrize(("narrow", "whole"), [("paired_rows", "paired"), ("unpaired_rows", "unpaired")])
@@ -231,3 +237,26 @@ def test_a_temporary_file_is_never_taken_for_a_table(tmp_path):
         assert temporary.name.startswith(".")
         assert temporary.suffix == ".tmp"
         temporary.touch()
+
+
+def scored(**changes) -> pl.DataFrame:
+    row = {"prompt_row": 0, "completion_row": 0, "source": "s", "split": "train", "weight": 1.0, "judgment_rows": [0]}
+    return tables.conform(pl.DataFrame([row | changes], infer_schema_length=None), "unpaired_rows")
+
+
+def test_an_optional_column_is_kept_where_it_is_given_and_not_made_where_it_is_not(tmp_path):
+    bare, full = scored(), scored(old_token_logps=[-1.0, -2.5], old_logps=-3.5)
+    assert "old_logps" not in bare.columns
+    assert set(full.columns) - set(bare.columns) == {"old_token_logps", "old_logps"}
+    for frame in (bare, full):
+        tables.write(frame, tmp_path / "t.parquet", "unpaired_rows")
+        assert_frame_equal(tables.read(tmp_path / "t.parquet", "unpaired_rows"), frame)
+    full.with_columns(pl.col("old_logps").cast(pl.Float32)).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(tables.ContractError, match="other columns or types than its contract: old_logps"):
+        tables.scan(tmp_path / "t.parquet", "unpaired_rows")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_no_token_of_a_list_may_be_no_number(value, tmp_path):
+    with pytest.raises(tables.ContractError, match=r"ref_token_logps: .*finite_items.* fails in 1 rows"):
+        tables.write(scored(ref_token_logps=[-1.0, value]), tmp_path / "t.parquet", "unpaired_rows")

@@ -19,7 +19,11 @@ def narrow(rows: pl.LazyFrame, table: str) -> pl.LazyFrame:
     lengths = [pl.col(text).str.len_chars().alias(f"{text}_characters") for text in texts]
     turns = pl.col("prompt").list.len().alias("turns")
     return rows.select(
-        pl.exclude("prompt", "raw_ref", "pair_id", "chosen_id", "rejected_id", "completion_id", *texts), turns, *lengths
+        pl.exclude(
+            "prompt", "raw_ref", "pair_id", "chosen_id", "rejected_id", "completion_id", "^.*_token_logps$", *texts
+        ),
+        turns,
+        *lengths,
     )
 
 

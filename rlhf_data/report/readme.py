@@ -1,5 +1,6 @@
 """The dataset card: README.md of a snapshot, by which `datasets.load_dataset(folder)` finds the splits."""
 
+from collections.abc import Collection
 from typing import Any
 
 import polars as pl
@@ -69,7 +70,7 @@ def card(manifest: dict[str, Any]) -> str:
             license=_license(m),
             licenses=declared,
             size=next((words for most, words in SIZES.items() if n < most), "n>10M"),
-            columns=columns(m["table"]),
+            columns=columns(m["table"], (m["score"] or {}).get("columns", ())),
             scored=bool(m["score"]),
             accounting=[
                 {
@@ -83,9 +84,13 @@ def card(manifest: dict[str, Any]) -> str:
     return text.rstrip() + "\n"
 
 
-def columns(table: str) -> list[dict[str, Any]]:
-    """Name, type in words, whether it may be null, and the contract's description of each column of a table."""
-    contract, types = tables.contract(table), tables.columns(table)
+def columns(table: str, further: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Name, type in words, whether it may be null, and the contract's description of each column of a table.
+
+    `further` names the optional ones that it has.
+    """
+    optional = {name: dtype for name, dtype in tables.optional_columns(table).items() if name in further}
+    contract, types = tables.contract(table), tables.columns(table) | optional
     return [
         {
             "name": name,

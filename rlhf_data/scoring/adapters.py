@@ -25,7 +25,7 @@ def adapter_hash(folder: Path, cache: Path) -> str:
     """
     if lacking := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no adapter: it has no {' and no '.join(lacking)}")
-    said = json.loads((folder / CONFIG).read_text())
+    said = adapter_config(folder)
     # peft writes its sets of names in any order.
     content = {
         key: sorted(value) if isinstance(value, list) else value
@@ -34,6 +34,18 @@ def adapter_hash(folder: Path, cache: Path) -> str:
     }
     (weights,) = files.digests([folder / WEIGHTS], cache / "digests.json")
     return xxh3_128_hexdigest(f"{weights}:{json.dumps(content, sort_keys=True)}".encode())
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says.
+
+    Raises:
+        ValueError: it is not there, or damaged.
+    """
+    said = files.read_json(folder / CONFIG)
+    if not isinstance(said, dict):
+        raise ValueError(f"{folder} has no readable {CONFIG}: give the folder of an adapter as peft writes it")
+    return said
 
 
 def merged(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_data.scoring.identity import template_text
+from rlhf_data.scoring.recipe import prompt_limit
 
-# Part of the key of every stored encoding: raise it whenever the same text, tokenizer and lengths give other ids.
-ENCODING = 1
+# Raise recipe.ENCODING whenever the same text, tokenizer and lengths give other ids here.
 
 Message = dict[str, str]
 
@@ -110,17 +110,6 @@ def _prompts(
     return [
         (ids, row.refused or (None if ids else "prompt.empty")) for row, (ids, _) in zip(rendered, encoded, strict=True)
     ]
-
-
-def prompt_limit(max_length: int, max_prompt_length: int | None) -> int:
-    """The most tokens a prompt may keep."""
-    limit = max_length * 3 // 4 if max_prompt_length is None else max_prompt_length
-    if not 1 <= limit < max_length:
-        raise ValueError(
-            f"max_prompt_length is {limit} and max_length {max_length}: prompts need at least 1 token, "
-            "completions at least 1 of the rest"
-        )
-    return limit
 
 
 def _render_all(

@@ -1,4 +1,9 @@
-"""What a model is, without loading it: where its files lie, and a digest of them. Needs no torch."""
+"""What a model is, without loading it: where its files lie, and a digest of them. Needs no torch.
+
+A reference is {"path", "gguf_file"?, "revision"?, "adapter"?}: a folder or a hub id, one GGUF file of it, and the
+folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors, as peft writes them) that belongs to the
+model. `path` may be such a folder itself: its base is then the model that its configuration names.
+"""
 
 import re
 from pathlib import Path
@@ -7,7 +12,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files
-from rlhf_data.scoring.adapters import adapter_hash
+from rlhf_data.scoring.adapters import CONFIG, adapter_config, adapter_hash
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
@@ -25,25 +30,57 @@ _TOKENIZER = (
 def content_hash(reference: dict[str, Any], cache: Path) -> str:
     """xxh3-128 over a model's weight files and config.json, and over its adapter: equal for equal weights, wherever.
 
+    With an adapter, over its hash too.
+
     Args:
-        reference: {"path", "gguf_file"?, "revision"?, "adapter"?}.
+        reference: see above.
         cache: remembers a file's digest by (path, size, mtime), so only the first call reads gigabytes.
     """
-    base = _files_hash(model_files(reference, find(reference)), cache)
-    if not (adapter := reference.get("adapter")):
-        return base
-    return xxh3_128_hexdigest(f"{base}:{adapter_hash(Path(adapter).expanduser(), cache)}".encode())
+    base, adapter = parts(reference)
+    own = _files_hash(model_files(base, find(base)), cache)
+    if adapter is None:
+        return own
+    return xxh3_128_hexdigest(f"{own}:{adapter_hash(adapter, cache)}".encode())
 
 
 def tokenizer_hash(reference: dict[str, Any], cache: Path) -> str:
     """xxh3-128 over the files that define a tokenizer and its chat template."""
+    reference = with_tokenizer(reference)
     folder = find(reference)
     if gguf := reference.get("gguf_file"):
         return _files_hash([folder / gguf], cache)
-    found = sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+    found = _tokenizer_files(folder)
     if not found:
         raise ValueError(f"{folder} holds no tokenizer files (tokenizer.json, tokenizer_config.json, …)")
     return _files_hash(found, cache)
+
+
+def parts(reference: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """The model without its adapter, and the adapter's folder; None where there is none.
+
+    Raises:
+        ValueError: an adapter that does not say what its base is; a folder that holds both.
+    """
+    base = {key: value for key, value in reference.items() if key != "adapter"}
+    if "adapter" in reference:
+        return base, Path(reference["adapter"]).expanduser()
+    folder = Path(reference.get("path") or "").expanduser()
+    if not reference.get("path") or reference.get("gguf_file") or not (folder / CONFIG).is_file():
+        return base, None
+    if (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise ValueError(f"{folder} holds a model and an adapter: give the adapter a folder of its own")
+    config = adapter_config(folder)
+    if not config.get("base_model_name_or_path"):
+        raise ValueError(f"{folder / CONFIG} names no base_model_name_or_path: write {{path: BASE, adapter: {folder}}}")
+    revision = {"revision": config["revision"]} if config.get("revision") else {}
+    return {"path": config["base_model_name_or_path"], **revision}, folder
+
+
+def with_tokenizer(reference: dict[str, Any]) -> dict[str, Any]:
+    """Where a model's tokenizer is: with its adapter where `path` names that and it holds one, else with its base."""
+    base, adapter = parts(reference)
+    own = adapter is not None and "adapter" not in reference and _tokenizer_files(adapter)
+    return {"path": str(adapter)} if own else base
 
 
 def template_text(template: str) -> str:
@@ -92,6 +129,10 @@ def model_files(reference: dict[str, Any], folder: Path) -> list[Path]:
 def template_hash(reference: dict[str, Any], template: str, cache: Path) -> str:
     """Digest of all that decides, with the lengths, which tokens a text becomes."""
     return xxh3_128_hexdigest(f"{tokenizer_hash(reference, cache)}:{template_text(template)}".encode())
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _TOKENIZER for path in folder.glob(pattern) if path.is_file()})
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -18,8 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from rlhf_data.scoring.packs import Group, Layout, pack, pad
 
-# Part of the key of every score: raise it whenever the same ids and weights give other log-probs.
-NUMERICS = 1
+# Raise recipe.NUMERICS whenever the same ids and weights give other log-probs here.
 _ATTENTION = "rlhf_data_groups"
 _CHUNK_ROWS = 256  # rows of logits alive at a time: 50 MB in float32 for a vocabulary of 49,152
 

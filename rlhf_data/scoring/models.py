@@ -1,7 +1,6 @@
 """Models and tokenizers by reference, loaded.
 
-A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}: a local folder or a hub id, optionally one GGUF
-file in it, optionally the folder of a low-rank adapter that is added to its weights.
+A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}; see `identity`.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlhf_data.files import whole_folder
 from rlhf_data.scoring.adapters import merged
-from rlhf_data.scoring.identity import content_hash, find, model_files
+from rlhf_data.scoring.identity import content_hash, find, model_files, parts, with_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,10 +27,10 @@ def load(
     """A causal language model and its tokenizer, in eval mode: no dropout in any pass of ours.
 
     A GGUF file is dequantised once and kept as a plain model under `cache`; loading it the first time takes minutes
-    per billion parameters.
+    per billion parameters. An adapter is added to its base's weights in float32.
 
     Args:
-        reference: {"path", "gguf_file"?, "revision"?, "adapter"?}.
+        reference: see `identity`.
         dtype: "auto" (see `dtype_name`), "float32", "bfloat16" or "float16".
         device: "auto" takes the first CUDA device, else the CPU.
         max_length: most tokens that it will read at once.
@@ -41,11 +40,15 @@ def load(
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
     """
     device = device_name(device)
-    folder, precision = plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
+    base, adapter = parts(reference)
+    folder, precision = plain_folder(base, cache), _DTYPES[dtype_name(dtype, device)]
+    first = precision if adapter is None else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=first, local_files_only=True)
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
         raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
+    if adapter is not None:
+        model = merged(model, adapter).to(precision)  # pyright: ignore[reportArgumentType]: as below
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length is not None and max_length > positions:
         raise ValueError(
@@ -60,7 +63,8 @@ def load(
 
 def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedTokenizerBase:
     """The tokenizer alone; of a GGUF file, the one written beside the dequantised model."""
-    folder = plain_folder(reference, cache)
+    place = with_tokenizer(reference)
+    folder = plain_folder(place, cache) if place == parts(place)[0] else Path(place["path"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
@@ -20,16 +21,20 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
-from rlhf_data.scoring import identity, models
-from rlhf_data.scoring.encode import ENCODING, encode, prompt_limit
-from rlhf_data.scoring.logprobs import NUMERICS, default_budget, layout_of, token_logps
+from rlhf_data.files import whole_file
+from rlhf_data.scoring import models, recipe
+from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.logprobs import default_budget, layout_of, token_logps, token_logps_and_squares
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
-from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
+from rlhf_data.scoring.requests import COLUMNS, request_ids
+from rlhf_data.scoring.shards import write_parquet
+from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key
 
 _SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
-_REQUEST = ("completion_id", "prompt", "completion")
+_RESULT_ROWS = 65_536  # completions whose token values are in memory at a time
+MEASURES = ("token_logps", "mean_log_p2")  # columns of a result that are there where they are asked for
 
 
 class _Item(NamedTuple):
@@ -46,6 +51,13 @@ class _Runner(NamedTuple):
     token_budget: int
 
 
+class _Keep(NamedTuple):
+    """What is stored beside the sums: each token's log-prob, the mean log Σp²."""
+
+    tokens: bool
+    squares: bool
+
+
 def score(
     requests: Path,
     out: Path,
@@ -58,6 +70,9 @@ def score(
     dtype: str = "auto",
     device: str = "auto",
     token_budget: int | None = None,
+    token_logps: bool = True,
+    squares: bool = False,
+    give: Sequence[str] = (),
     shard_rows: int = 1024,
     cache: Path,
     progress: bool = True,
@@ -67,15 +82,19 @@ def score(
     Args:
         requests: Parquet with completion_id, prompt (list of {role, content}), completion; ids may repeat.
         out: Parquet to write: completion_id (distinct, in the order of first request), key, logps (nats, summed,
-            float64), n_tokens, truncated, refused (a code of `encode`, and then no logps).
+            float64), n_tokens, truncated, refused (a code of `encode`, and then no logps), and what `give` names.
         store: folder of the score store.
-        model: reference {"path", "gguf_file"?, "revision"?}.
+        model: reference {"path", "gguf_file"?, "revision"?, "adapter"?}.
         template: see `encode`.
         max_length: see `encode`.
         max_prompt_length: see `encode`.
         dtype: see `models.load`.
         device: see `models.load`.
         token_budget: most tokens of a forward; None takes `default_budget`.
+        token_logps: store each token's log-prob too, so that rules over tokens find it later; rows of which only the
+            sum is stored are scored again.
+        squares: store the mean over tokens of log Σp² over the vocabulary too; rows without it are scored again.
+        give: further columns of `out`: token_logps (List(float32), nats), mean_log_p2 (float64).
         shard_rows: completions of a shard: a kill loses at most these.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows tokens per second.
@@ -87,51 +106,48 @@ def score(
     Raises:
         ValueError: a wrong argument or file, a model that does not fit, or a log-prob that is no number.
     """
-    limit = prompt_limit(max_length, max_prompt_length)
+    keep = _Keep(token_logps or "token_logps" in give, squares or "mean_log_p2" in give)
+    if unknown := [name for name in give if name not in MEASURES]:
+        raise ValueError(f"a score has no column {', '.join(unknown)}; it has {', '.join(MEASURES)}")
     device = models.device_name(device)
-    numeric = {
-        "model_hash": identity.content_hash(model, cache),
-        "dtype": models.dtype_name(dtype, device),
-        "head_dtype": "float32",
-    }
-    tokenizer_digest = identity.tokenizer_hash(model, cache)
-    lengths = {"max_length": max_length, "max_prompt_length": limit}
-    scores = ScoreStore(store, numeric | {"code": NUMERICS})
-    index = Index(
-        store,
-        {"tokenizer_hash": tokenizer_digest, "template": identity.template_text(template), "code": ENCODING} | lengths,
-    )
+    numeric = recipe.numeric(model, models.dtype_name(dtype, device), cache)
+    encoding = recipe.encoding(model, template, max_length, max_prompt_length, cache)
+    scores, index = ScoreStore(store, numeric), Index(store, encoding)
 
-    asked = _request_ids(requests)
-    found = index.find(asked.unique())
-    missing = found.filter(pc.and_(pc.is_null(found["refused"]), pc.is_null(lookup(scores.totals(), found["key"]))))
+    asked = request_ids(requests)
+    distinct = asked.unique()
+    found = index.find(distinct)
+    missing = found.filter(pc.and_(pc.is_null(found["refused"]), pc.invert(scores.has(found["key"], **keep._asdict()))))
     run = {"scored": 0, "tokens": 0}
     if missing.num_rows:
         tokenizer = models.load_tokenizer(model, cache=cache)
         load = partial(_runner, model, numeric["dtype"], device, max_length, token_budget, cache, progress)
-        encode_texts = partial(encode, tokenizer, template=template, max_length=max_length, max_prompt_length=limit)
+        lengths = {"max_length": max_length, "max_prompt_length": encoding["max_prompt_length"]}
+        encode_texts = partial(encode, tokenizer, template=template, **lengths)
         segments = _segments(requests, missing, encode_texts)
         with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
-            run = _score_missing(segments, load, scores, index, shard_rows, shown)
+            run = _score_missing(segments, load, scores, index, keep, shard_rows, shown)
+        found = index.find(distinct)
 
-    table = _result(index.find(asked.unique()), scores.totals())
-    write_parquet(table, out)
-    refused = table.num_rows - table["refused"].null_count
+    _write_result(found, scores, [name for name in MEASURES if name in give], out)
+    refused = found.num_rows - found["refused"].null_count
+    tokenizer_hash, shown_template = encoding["tokenizer_hash"], encoding["template"]
     return {
         "model": model,
-        **numeric,
-        "tokenizer_hash": tokenizer_digest,
+        **{name: numeric[name] for name in ("model_hash", "dtype", "head_dtype")},
+        "tokenizer_hash": tokenizer_hash,
         "template": template,
-        "template_hash": xxh3_128_hexdigest(f"{tokenizer_digest}:{identity.template_text(template)}".encode()),
-        **lengths,
+        "template_hash": xxh3_128_hexdigest(f"{tokenizer_hash}:{shown_template}".encode()),
+        "max_length": max_length,
+        "max_prompt_length": encoding["max_prompt_length"],
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "counts": {
             "requested": len(asked),
-            "distinct": table.num_rows,
-            "reused": table.num_rows - refused - run["scored"],
+            "distinct": found.num_rows,
+            "reused": found.num_rows - refused - run["scored"],
             "refused": refused,
-            "truncated": pc.sum(table["truncated"]).as_py() or 0,
+            "truncated": pc.sum(found["truncated"]).as_py() or 0,
             **run,
         },
     }
@@ -142,50 +158,62 @@ def _score_missing(
     load: Callable[[], _Runner],
     scores: ScoreStore,
     index: Index,
+    keep: _Keep,
     shard_rows: int,
     shown: tqdm,
 ) -> dict[str, int]:
     """Index each segment and run what the store lacks of it; the model is loaded when the first row asks for it."""
-    totals, done = scores.totals(), set()
+    done: set[str] = set()
     runner = None
     started, tokens = time.monotonic(), 0
     keys: list[str] = []
-    logps: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     for index_rows, items in segments:
         index.add(index_rows)
-        known = lookup(totals, pa.array([item.key for item in items], pa.string())).is_valid().to_pylist()
+        # Asked anew for each segment: another scorer may have come here first.
+        known = scores.has(pa.array([item.key for item in items], pa.string()), **keep._asdict()).to_pylist()
         unseen = {item.key: item for item, seen in zip(items, known, strict=True) if not seen and item.key not in done}
         done.update(unseen)
         shown.update(len(items) - len(unseen))
         if unseen and runner is None:
             runner, started = load(), time.monotonic()
-        for ran_keys, ran_logps, n_tokens in _run(runner, list(unseen.values())) if runner else ():
+        for ran_keys, ran_values, n_tokens in _run(runner, list(unseen.values()), keep) if runner else ():
             keys += ran_keys
-            logps += ran_logps
+            values += ran_values
             tokens += n_tokens
             shown.update(len(ran_keys))
             shown.set_postfix_str(f"{tokens / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
             if len(keys) >= shard_rows:
-                scores.add(keys, logps)
-                keys, logps = [], []
-    scores.add(keys, logps)
+                _add(scores, keys, values, keep)
+                keys, values = [], []
+    _add(scores, keys, values, keep)
     return {"scored": len(done), "tokens": tokens}
 
 
-def _run(runner: _Runner, items: Sequence[_Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
-    """(keys, token log-probs, tokens run) of each forward, longest groups first."""
+def _add(scores: ScoreStore, keys: list[str], values: list[np.ndarray], keep: _Keep) -> None:
+    """Write one shard; `values` has, for each key, (n_tokens, 1 or 2): log-probs, and log Σp² where it is kept."""
+    means = [float(one[:, 1].mean(dtype=np.float64)) for one in values] if keep.squares else None
+    scores.add(keys, [np.ascontiguousarray(one[:, 0]) for one in values], means, tokens=keep.tokens)
+
+
+def _run(runner: _Runner, items: Sequence[_Item], keep: _Keep) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
+    """(keys, values of their tokens as `_add` takes them, tokens run) of each forward, longest groups first."""
     groups = _groups(items, runner.token_budget, runner.layout)
     for picked in plan([group for group, _ in groups], runner.token_budget, runner.layout):
         batch = [groups[i] for i in picked]
+        asked = [group for group, _ in batch]
         with torch.inference_mode():
-            logps = token_logps(runner.model, [group for group, _ in batch], runner.layout)
-        flat = [one for group in logps for one in group]
-        values = torch.cat(flat).cpu().numpy()
-        ends = np.cumsum([len(one) for one in flat])[:-1]
+            if keep.squares:
+                measured = token_logps_and_squares(runner.model, asked, runner.layout)
+            else:
+                measured = (token_logps(runner.model, asked, runner.layout),)
+        flat = [[one for group in measure for one in group] for measure in measured]
+        values = torch.stack([torch.cat(one) for one in flat], dim=1).float().cpu().numpy()
+        ends = np.cumsum([len(one) for one in flat[0]])[:-1]
         yield (
             [key for _, keys in batch for key in keys],
             np.split(values, ends),
-            sum(size(group, runner.layout) for group, _ in batch),
+            sum(size(group, runner.layout) for group in asked),
         )
 
 
@@ -224,7 +252,7 @@ def _segments(
     requests: Path, missing: pa.Table, encode_texts: Callable[..., Any]
 ) -> Iterator[tuple[pa.Table, list[_Item]]]:
     """(rows that the index lacks, items that may have to run) of a bounded number of completions at a time."""
-    table = pq.read_table(requests, columns=list(_REQUEST))
+    table = pq.read_table(requests, columns=list(COLUMNS))
     at = pc.index_in(missing["completion_id"], value_set=table["completion_id"])
     fresh = pc.is_null(missing["key"])
     rows = table.take(at).append_column("fresh", fresh)
@@ -243,7 +271,7 @@ def _segments(
                 "truncated": encoded.truncated,
                 "refused": encoded.refused,
             },
-            schema=INDEX,
+            schema=INDEX.schema,
         )
         items = [
             _Item(key, prompt, completion)
@@ -272,22 +300,23 @@ def _by_prompt(rows: pa.Table) -> Iterator[list[int]]:
     yield segment
 
 
-def _request_ids(requests: Path) -> pa.Array:
-    names = pq.read_schema(requests).names
-    if lacking := [name for name in _REQUEST if name not in names]:
-        raise ValueError(f"{requests} has no column {', '.join(lacking)}: a request is {', '.join(_REQUEST)}")
-    table = pq.read_table(requests, columns=["completion_id", "completion"])
-    for name in table.column_names:
-        if table[name].null_count:
-            raise ValueError(f"{requests} has {table[name].null_count} rows without {name}")
-    return table["completion_id"].cast(pa.string()).combine_chunks()
+def _write_result(found: pa.Table, scores: ScoreStore, give: Sequence[str], out: Path) -> None:
+    """What was asked for, in the order of the question; token values for a bounded number of rows at a time."""
+    if not give:
+        write_parquet(_result(found, scores, give), out)
+        return
+    with whole_file(out) as beside, ExitStack() as stack:
+        writer = None
+        for start in range(0, max(1, found.num_rows), _RESULT_ROWS):
+            part = _result(found.slice(start, _RESULT_ROWS), scores, give)
+            if writer is None:
+                options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+                writer = stack.enter_context(pq.ParquetWriter(beside, part.schema, **options))
+            writer.write_table(part)
 
 
-def _result(found: pa.Table, totals: pa.Table) -> pa.Table:
-    """What was asked for, in the order of the question."""
-    logps = totals["logps"].take(lookup(totals, found["key"]))
-    return pa.table(
-        {name: found[name] for name in ("completion_id", "key")}
-        | {"logps": logps}
-        | {name: found[name] for name in ("n_tokens", "truncated", "refused")}
-    )
+def _result(found: pa.Table, scores: ScoreStore, give: Sequence[str]) -> pa.Table:
+    values = scores.find(found["key"], ["logps", *give])
+    named = {name: found[name] for name in ("completion_id", "key", "n_tokens", "truncated", "refused")}
+    named |= {name: values[name] for name in ("logps", *give)}
+    return pa.table(named).select(["completion_id", "key", "logps", "n_tokens", "truncated", "refused", *give])

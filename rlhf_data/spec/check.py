@@ -63,7 +63,7 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
     yield from _mix(spec)
     for name in sorted(runs_wanted(spec) - names):
         if workspace.model_of(name) is None:
-            path = next(p for p in (("score", "model"), ("train", "model")) if _starts_from(spec, p[0], name))
+            path = next(path for path, model in _models(spec) if model.get("run") == name)
             yield (
                 path,
                 (
@@ -71,12 +71,18 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
                     f"{did_you_mean(name, names - {spec.name})}: give the folder of both specs, or run {name} first"
                 ),
             )
+    for path, model in _models(spec):
+        if "path" in model:
+            yield from _model(path, model)
     for part in ("score", "train"):
         section = getattr(spec, part)
-        if section is not None and "path" in section.model:
-            yield from _model((part, "model"), section.model)
         if section is not None:
             yield from _tokens(part, section)
+    if spec.score is not None and spec.score.references and spec.shape.to == "paired":
+        yield (
+            ("score", "references"),
+            "rules over pairs read one reference; leave it out, or shape to: unpaired",
+        )
     if spec.train is not None:
         yield from _train(spec)
         for k, part in enumerate(spec.train.blend or ()):
@@ -188,9 +194,12 @@ def _mix(spec: Spec) -> Iterator[Found]:
         yield ("expect", "label_balance"), "the paired table has no label; leave it out, or shape to: unpaired"
 
 
-def _starts_from(spec: Spec, part: str, name: str) -> bool:
-    section = getattr(spec, part)
-    return section is not None and section.model.get("run") == name
+def _models(spec: Spec) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every model that a spec names, with its place."""
+    for place, model in spec.score.models.items() if spec.score else ():
+        yield ("score", *place.split(".")), model
+    if spec.train is not None:
+        yield ("train", "model"), spec.train.model
 
 
 def _source(path: Path, source: Source) -> Iterator[Found]:
@@ -310,6 +319,9 @@ def _expression(
 def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
     """A local model must be there; a hub id can only be tried when it is loaded."""
     folder = FilePath(model["path"]).expanduser()
+    adapter = FilePath(model.get("adapter", folder)).expanduser()
+    if "adapter" in model and not (adapter / "adapter_config.json").is_file():
+        yield (*path, "adapter"), f"{adapter} has no adapter_config.json; give the folder of a LoRA adapter"
     hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model["path"])
     looks_local = hub_id is None or "gguf_file" in model or folder.exists()
     if looks_local and not folder.is_dir():
@@ -319,9 +331,13 @@ def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
         yield path, f"no file {model['gguf_file']} in {folder}; {did_you_mean(model['gguf_file'], there)}"
     elif "adapter" in model and not (FilePath(model["adapter"]).expanduser() / "adapter_config.json").is_file():
         yield path, f"no adapter in {model['adapter']}; give a folder with an adapter_config.json"
-    elif folder.is_dir() and "gguf_file" not in model and not (folder / "config.json").is_file():
+    elif folder.is_dir() and "gguf_file" not in model and not _describes_a_model(folder):
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"{folder} has no config.json" + (f"; say gguf_file: {ggufs[0]}" if ggufs else "")
+
+
+def _describes_a_model(folder: FilePath) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _tokens(part: str, section: Any) -> Iterator[Found]:
@@ -351,13 +367,11 @@ def _train(spec: Spec) -> Iterator[Found]:
             f"{name} trains on the {rules.table(train.rule)} table, and shape makes it {shape.to}",
         )
         return
-    held = tables.columns(shape.to)
+    held = tables.columns(shape.to) | tables.optional_columns(shape.to)
     if lacking := [column for column in _stored(train.rule, train) if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
         yield ("train", "rule"), f"{what}; {_instead(lacking)}"
-    references = [c for c in _stored(train.rule, train) if c in _SCORED]
-    if references and spec.score is None:
-        yield ("train", "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}}"
+    yield from _references(spec, name, [c for c in _stored(train.rule, train) if c in held])
     if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":
         yield (
             ("train", "rule"),
@@ -429,7 +443,7 @@ def _blended(path: Path, part: Blend, spec: Spec, known: dict[str, Spec], worksp
         what = f"{name} trains on the {rules.table(part.rule)} table, and {part.snapshot} is {table}"
         yield (*path, "rule"), what
         return
-    held = tables.columns(table)
+    held = tables.columns(table) | tables.optional_columns(table)
     read = _stored(part.rule, spec.train)
     if lacking := [column for column in read if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {table} does not hold"
@@ -459,12 +473,25 @@ def _rule(path: Path, rule: Any) -> Iterator[Found]:
     yield from _raised(path, rules.needs, rule)
 
 
+def _references(spec: Spec, name: str, columns: list[str]) -> Iterator[Found]:
+    """What a rule needs of references that the spec does not score."""
+    old = [column for column in columns if column.startswith("old_")]
+    scored = [column for column in columns if column.startswith("ref_") or column in old]
+    tokens = [column for column in scored if column.endswith("_token_logps")]
+    if old and (spec.score is None or "old" not in spec.score.references):
+        cure = "references: {old: {model: the policy that wrote the completions}}"
+        cure = f"add score: {{model: …, {cure}}}" if spec.score is None else f"add to score: {cure}"
+        yield ("train", "rule"), f"{name} needs {', '.join(scored)}; {cure}"
+    elif scored and spec.score is None:
+        yield ("train", "rule"), f"{name} needs {', '.join(scored)}; add score: {{model: …}}"
+    elif tokens and spec.score is not None and not spec.score.token_logps:
+        yield ("score", "token_logps"), f"false stores none, and {name} needs {', '.join(tokens)}; leave it out"
+
+
 def _instead(lacking: list[str]) -> str:
     """What to do about columns that no snapshot holds."""
     if any(column.endswith("_score") for column in lacking):
         return "it is the score of a reward head, which this trainer does not train yet"
-    if any("token_" in column for column in lacking):
-        return "take the rule's form over whole completions, or write these lists of numbers into the Parquet yourself"
     return "take the rule's form against the reference, or write these numbers into the Parquet yourself"
 
 

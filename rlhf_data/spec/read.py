@@ -74,7 +74,7 @@ def read_all(
 
 def runs_wanted(spec: sections.Spec) -> set[str]:
     """Names of the specs whose runs this spec starts from."""
-    models = [part.model for part in (spec.score, spec.train) if part is not None]
+    models = [*(spec.score.models.values() if spec.score else ()), *([spec.train.model] if spec.train else ())]
     return {model["run"] for model in models if "run" in model}
 
 

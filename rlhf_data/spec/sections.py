@@ -366,6 +366,34 @@ class Weigh(Section):
         return self
 
 
+MEASURES = ("token_logps", "mean_log_p2")
+
+
+def _measures(value: list[str]) -> list[str]:
+    for name in value:
+        one_of(*MEASURES)(name)
+    return value
+
+
+def _references(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name != "old":
+            raise _refuse(
+                f"no reference is called {name!r}; old is the policy that wrote the completions, and the section's own "
+                "model is ref"
+            )
+    return value
+
+
+class Reference(Section):
+    """A further model whose log-probs are stored and published, under its own name."""
+
+    model: ModelReference
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] | None = Field(
+        default=None, description="that of score by default"
+    )
+
+
 class Score(Section):
     """Reference log-probs: by which model, and how text becomes tokens."""
 
@@ -377,7 +405,27 @@ class Score(Section):
     token_budget: Count | None = Field(
         default=None, description="tokens of a forward pass; speed and memory, not numbers"
     )
-    references: Later = None
+    token_logps: bool = Field(True, description="store each token's log-prob, not their sum alone")
+    squares: bool = Field(False, description="store the mean over tokens of log Σp² over the vocabulary too")
+    references: Annotated[dict[str, Reference], AfterValidator(_references)] = Field(
+        default_factory=dict, description="old: the policy that wrote the completions, of PPO, APA and GRPO"
+    )
+    publish: Annotated[list[str], AfterValidator(_measures)] = Field(
+        default_factory=list, description="further columns of the snapshot; what train.rule needs is there anyway"
+    )
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Each reference's model by its place in the section, the section's own first."""
+        return {"model": self.model} | {f"references.{name}.model": one.model for name, one in self.references.items()}
+
+    @model_validator(mode="after")
+    def _publish_what_is_stored(self) -> "Score":
+        if "token_logps" in self.publish and not self.token_logps:
+            raise _refuse("token_logps: false stores none, and publish names them; leave one of the two out")
+        if "mean_log_p2" in self.publish and not self.squares:
+            raise _refuse("publish names mean_log_p2, which squares: true stores; add it")
+        return self
 
 
 class Expect(Section):
@@ -428,7 +476,7 @@ class Lora(Section):
     )
 
 
-class Reference(Section):
+class MovingReference(Section):
     """A reference that follows the policy; it is measured in the step."""
 
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
@@ -440,7 +488,7 @@ class Reference(Section):
     tau: Count | None = Field(default=None, description="steps between updates, 1 by default")
 
     @model_validator(mode="after")
-    def _one_way(self) -> "Reference":
+    def _one_way(self) -> "MovingReference":
         if (self.ema is None) == (self.alpha is None and self.tau is None):
             raise _refuse("write {ema: 0.99}, or {alpha: 0.6, tau: 512}: TR-DPO's share and steps between updates")
         return self
@@ -501,7 +549,7 @@ class Train(BaseModel):
         default=None, description="further tables in the same step"
     )
     lora: Lora | None = None
-    reference: Reference | None = Field(
+    reference: MovingReference | None = Field(
         default=None, description="one that follows the policy; stored scores are not read"
     )
     rounds: Later = None

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_data.scoring.adapters import CONFIG, WEIGHTS, library
+from rlhf_data.scoring.identity import parts
 
 LORA: dict[str, Any] = {"r": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear"}  # where nothing is said
 _NAME = "default"  # peft's own name for the only adapter
@@ -48,7 +49,7 @@ def check_adapter(lora: Mapping[str, Any], model: Mapping[str, Any]) -> None:
         raise ValueError(
             f"lora: targets is {said['targets']!r}: write all-linear, or a list of the names of linear layers"
         )
-    if "adapter" in model:
+    if parts(dict(model))[1] is not None:
         raise ValueError(
             "lora: the model has an adapter already, and one on top of it could not be loaded alone: "
             "start from a model with that adapter merged, such as {run: NAME}"

@@ -22,6 +22,7 @@ _CURES = {
     "label": "label the rows",
     "margin": "pair rated answers, as compared ones have no gap of rewards",
     "reward": "rate the answers",
+    "old_": "score with `references: {old: {model: …}}`",
     "mismatched": "score with a rule that wants partners, such as kto, in `train`",
 }
 _SCORE = "add `score:` to the pipeline and build it again"
@@ -153,7 +154,8 @@ def refused(asked: Asked, table: str, filled: Collection[str], *, moved: bool) -
             f"{asked.label} needs {', '.join(unknown)}, which no snapshot holds: its weights are known in training only"
         )
     columns = wanted(asked.rule, table, moved=moved)
-    if unknown := sorted(columns - tables.columns(table).keys()):
+    optional = {c for c, dtype in tables.optional_columns(table).items() if dtype.is_numeric()}
+    if unknown := sorted(columns - tables.columns(table).keys() - optional):
         # As the rule calls it: the reference of what no snapshot holds is there for the policy's only.
         read = reads(asked.rule)
         names = ", ".join(sorted({n if n in read else n.replace("ref_", "policy_") for n in unknown}))

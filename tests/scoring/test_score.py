@@ -15,7 +15,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from rlhf_data.scoring import models, score
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.logprobs import NUMERICS
+from rlhf_data.scoring.recipe import NUMERICS
 from rlhf_data.scoring.store import ScoreStore
 from tests import tiny_model
 
