@@ -8,6 +8,7 @@ kernel on a GPU. Either reads what `forward_arguments` says of the pack from a k
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -81,7 +82,7 @@ def _attend_groups(
         own = slice(start, ends[0])
         q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
         parts.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, **grouped))
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in pairwise(ends):
             if begin == end:  # a completion of one token, which the prompt's end predicts
                 continue
             k, v = (torch.cat([of[:, :, start:first], of[:, :, begin:end]], dim=2) for of in (key, value))
@@ -121,7 +122,7 @@ def _blocks(spans: list[Span], tokens: int, device: torch.device) -> BlockMask:
     completion = torch.zeros(tokens, dtype=torch.int32)  # 0 in a prompt
     for number, (start, first, ends) in enumerate(spans):
         group[start : ends[-1]] = number
-        for which, (begin, end) in enumerate(zip([first, *ends], ends, strict=False), start=1):
+        for which, (begin, end) in enumerate(pairwise([first, *ends]), start=1):
             completion[begin:end] = which
     group, completion = group.to(device), completion.to(device)
 

@@ -109,10 +109,8 @@ class _TargetLogps(torch.autograd.Function):
                     d_hidden[part].addmm_(grad, weight[columns].float())
                 if d_weight is not None:
                     d_weight[columns].addmm_(grad.t(), rows.float())
-        return tuple(
-            None if grad is None else grad.to(of.dtype)
-            for grad, of in zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
-        ) + (None, None, None)
+        grads_of = zip((d_hidden, d_weight, d_bias), (hidden, weight, bias), strict=True)
+        return (*(None if grad is None else grad.to(of.dtype) for grad, of in grads_of), None, None, None)
 
 
 def _tiles(

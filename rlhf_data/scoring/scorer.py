@@ -27,6 +27,7 @@ from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
+from rlhf_data.scoring.workers import PARTS, taken
 
 _SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
 _REQUEST = ("completion_id", "prompt", "completion")
@@ -59,6 +60,7 @@ def score(
     device: str = "auto",
     token_budget: int | None = None,
     shard_rows: int = 1024,
+    claims: Path | None = None,
     cache: Path,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def score(
         device: see `models.load`.
         token_budget: most tokens of a forward; None takes `default_budget`.
         shard_rows: completions of a shard: a kill loses at most these.
+        claims: a folder that several processes share, each of which then scores its part: see `workers`.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows tokens per second.
 
@@ -110,7 +113,7 @@ def score(
         tokenizer = models.load_tokenizer(model, cache=cache)
         load = partial(_runner, model, numeric["dtype"], device, max_length, token_budget, cache, progress)
         encode_texts = partial(encode, tokenizer, template=template, max_length=max_length, max_prompt_length=limit)
-        segments = _segments(requests, missing, encode_texts)
+        segments = _segments(requests, missing, encode_texts, claims)
         with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
             run = _score_missing(segments, load, scores, index, shard_rows, shown)
 
@@ -168,7 +171,9 @@ def _score_missing(
             if len(keys) >= shard_rows:
                 scores.add(keys, logps)
                 keys, logps = [], []
-    scores.add(keys, logps)
+        # Before the next segment is asked for: that says that this one is done.
+        scores.add(keys, logps)
+        keys, logps = [], []
     return {"scored": len(done), "tokens": tokens}
 
 
@@ -221,14 +226,14 @@ def _runner(
 
 
 def _segments(
-    requests: Path, missing: pa.Table, encode_texts: Callable[..., Any]
+    requests: Path, missing: pa.Table, encode_texts: Callable[..., Any], claims: Path | None
 ) -> Iterator[tuple[pa.Table, list[_Item]]]:
     """(rows that the index lacks, items that may have to run) of a bounded number of completions at a time."""
     table = pq.read_table(requests, columns=list(_REQUEST))
     at = pc.index_in(missing["completion_id"], value_set=table["completion_id"])
     fresh = pc.is_null(missing["key"])
     rows = table.take(at).append_column("fresh", fresh)
-    for picked in _by_prompt(rows):
+    for picked in _by_prompt(rows, claims):
         part = rows.take(pa.array(picked, pa.int64())).to_pydict()
         encoded = encode_texts(part["prompt"], part["completion"])
         keys = [
@@ -253,8 +258,12 @@ def _segments(
         yield index_rows.filter(pa.array(part["fresh"])), items
 
 
-def _by_prompt(rows: pa.Table) -> Iterator[list[int]]:
-    """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts."""
+def _by_prompt(rows: pa.Table, claims: Path | None) -> Iterator[list[int]]:
+    """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts.
+
+    With `claims`, those of one part after another that this process takes: which part a prompt is in, its text alone
+    says, so it does not matter what the others have done since.
+    """
     digests = []
     for batch in rows.select(["prompt"]).to_batches(max_chunksize=4096):
         digests += [xxh3_128_hexdigest(repr(prompt).encode()) for prompt in batch["prompt"].to_pylist()]
@@ -263,13 +272,21 @@ def _by_prompt(rows: pa.Table) -> Iterator[list[int]]:
     for digest, length in zip(digests, lengths, strict=True):
         longest[digest] = max(longest.get(digest, 0), length)
     order = sorted(range(len(digests)), key=lambda i: (-longest[digests[i]], digests[i], -lengths[i]))
-    segment: list[int] = []
-    for _, same in groupby(order, key=lambda i: digests[i]):
-        if len(segment) >= _SEGMENT_ROWS:
+    parts = [order]
+    if claims is not None:
+        inside: list[list[int]] = [[] for _ in range(PARTS)]
+        for i in order:
+            inside[int(digests[i][:8], 16) % PARTS].append(i)
+        parts = (inside[int(name)] for name in taken(claims, [f"{part:03d}" for part in range(PARTS)]))
+    for part in parts:
+        segment: list[int] = []
+        for _, same in groupby(part, key=lambda i: digests[i]):
+            if len(segment) >= _SEGMENT_ROWS:
+                yield segment
+                segment = []
+            segment += same
+        if segment:
             yield segment
-            segment = []
-        segment += same
-    yield segment
 
 
 def _request_ids(requests: Path) -> pa.Array:
