@@ -27,7 +27,7 @@ from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key, lookup, write_parquet
-from rlhf_data.scoring.workers import PARTS, taken
+from rlhf_data.scoring.workers import parts_of, taken
 
 _SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
 _REQUEST = ("completion_id", "prompt", "completion")
@@ -233,7 +233,7 @@ def _segments(
     at = pc.index_in(missing["completion_id"], value_set=table["completion_id"])
     fresh = pc.is_null(missing["key"])
     rows = table.take(at).append_column("fresh", fresh)
-    for picked in _by_prompt(rows, claims):
+    for picked in _by_prompt(rows, claims, table.num_rows):
         part = rows.take(pa.array(picked, pa.int64())).to_pydict()
         encoded = encode_texts(part["prompt"], part["completion"])
         keys = [
@@ -258,11 +258,11 @@ def _segments(
         yield index_rows.filter(pa.array(part["fresh"])), items
 
 
-def _by_prompt(rows: pa.Table, claims: Path | None) -> Iterator[list[int]]:
+def _by_prompt(rows: pa.Table, claims: Path | None, n_requested: int) -> Iterator[list[int]]:
     """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts.
 
-    With `claims`, those of one part after another that this process takes: which part a prompt is in, its text alone
-    says, so it does not matter what the others have done since.
+    With `claims`, those of one part after another that this process takes: which part a prompt is in, its text and the
+    size of the request alone say, so it does not matter what the others have done since.
     """
     digests = []
     for batch in rows.select(["prompt"]).to_batches(max_chunksize=4096):
@@ -274,10 +274,10 @@ def _by_prompt(rows: pa.Table, claims: Path | None) -> Iterator[list[int]]:
     order = sorted(range(len(digests)), key=lambda i: (-longest[digests[i]], digests[i], -lengths[i]))
     parts = [order]
     if claims is not None:
-        inside: list[list[int]] = [[] for _ in range(PARTS)]
+        inside: list[list[int]] = [[] for _ in range(parts_of(n_requested))]
         for i in order:
-            inside[int(digests[i][:8], 16) % PARTS].append(i)
-        parts = (inside[int(name)] for name in taken(claims, [f"{part:03d}" for part in range(PARTS)]))
+            inside[int(digests[i][:8], 16) % len(inside)].append(i)
+        parts = (inside[int(name)] for name in taken(claims, [f"{part:03d}" for part in range(len(inside))]))
     for part in parts:
         segment: list[int] = []
         for _, same in groupby(part, key=lambda i: digests[i]):

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from rlhf_data.files import digest
 
-PARTS = 128  # of a request: enough that processes of unequal speed end together, few enough that packs stay full
 _LEASE = 60.0  # seconds after which a claim that nobody renews is another's
 
 
@@ -37,6 +36,17 @@ def place() -> Place:
     """This process's place: what torchrun or `launch` wrote into its environment, or the only one."""
     rank, world, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return Place(int(rank or 0), int(world or 1), int(local or rank or 0))
+
+
+def parts_of(rows: int) -> int:
+    """Into how many parts a request of so many rows falls.
+
+    Many enough that processes of unequal speed end together, few enough that packs stay full.
+
+    >>> [parts_of(rows) for rows in (10, 2_000, 1_000_000)]
+    [8, 31, 256]
+    """
+    return max(8, min(rows // 64, 256))
 
 
 def claims_of(requests: Path, store: Path, model_hash: str) -> Path:

@@ -32,9 +32,9 @@ FAMILIES = {
     "olmo2": (SIZES, "packed"),
     "granite": (SIZES | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, "packed"),
     "cohere": (SIZES | {"logit_scale": 0.25}, "packed"),
-    "stablelm": (SIZES, "packed"),
+    "stablelm": (SIZES, "padded"),
     "starcoder2": (SIZES | {"sliding_window": None}, "packed"),
-    "opt": ({"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, "padded"),
+    "opt": ({"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}, "packed"),
     "falcon": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "padded"),
     "bloom": (GPT | {"hidden_size": 32}, "padded"),
 }
