@@ -30,9 +30,15 @@ class Span(NamedTuple):
     ends: list[int]  # of its completions; a completion begins where the one before it ends
 
 
-def form_of(device: torch.device) -> Form:
-    """The faster form on a device."""
-    return "rlhf_data_blocks" if device.type == "cuda" else "rlhf_data_groups"
+def form_of(model: PreTrainedModel) -> Form:
+    """The faster form for a model as it is: uncompiled, FlexAttention would make a dense matrix of scores."""
+    compiled = any(layer._compiled_call_impl is not None for layer in layers_of(model))
+    return "rlhf_data_blocks" if compiled else "rlhf_data_groups"
+
+
+def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder layers of a stock model; none where it does not name them as most do."""
+    return list(getattr(model.base_model, "layers", None) or [])
 
 
 def forward_arguments(groups: Sequence[Group], form: Form, device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_data.scoring.attention import attention, form_of, forward_arguments
+from rlhf_data.scoring.attention import attention, form_of, forward_arguments, layers_of
 from rlhf_data.scoring.head import Transform, target_logps
 from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
 
@@ -56,7 +56,7 @@ def hidden_states(model: PreTrainedModel, groups: Sequence[Group], layout: Layou
     batch = (pack if layout == "packed" else pad)(groups, model.device)
     arguments = batch.forward
     if layout == "packed":
-        form = form_of(model.device)
+        form = form_of(model)
         arguments = {"position_ids": arguments["position_ids"], **forward_arguments(groups, form, model.device)}
     with grouped_attention(model, layout):
         body = model.base_model(input_ids=batch.input_ids, use_cache=False, **arguments)
@@ -65,7 +65,7 @@ def hidden_states(model: PreTrainedModel, groups: Sequence[Group], layout: Layou
 
 def grouped_attention(model: PreTrainedModel, layout: Layout) -> AbstractContextManager[None]:
     """The attention of `layout` for a while: a backward pass that runs layers again must find what the forward had."""
-    return attention(model, form_of(model.device) if layout == "packed" else None)
+    return attention(model, form_of(model) if layout == "packed" else None)
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -78,13 +78,32 @@ def layout_of(model: PreTrainedModel) -> Layout:
     errors = {}
     for layout in layouts(model.config):
         errors[layout] = _deviation(model, layout)
-        if errors[layout] < (1e-3 if model.dtype == torch.float32 else 0.5):
+        if errors[layout] < _tolerance(model):
             return layout
     worst = ", ".join(f"{layout} by {error:.3g} nats" for layout, error in errors.items())
     raise ValueError(
         f"{type(model).__name__}: log-probs from its hidden states differ from its own logits ({worst}): "
         "this model family is not supported"
     )
+
+
+def compile_layers(model: PreTrainedModel, layout: Layout, *, backend: str = "inductor") -> bool:
+    """Compile the decoder layers in place, if a model's log-probs then are still its own; False leaves it as it was.
+
+    Worth its half minute on a GPU, where what lies between the matrix products costs as much as they do, and nothing
+    on a CPU. Packs then run through FlexAttention, whose kernel skips what no token sees.
+    """
+    layers = layers_of(model)
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    try:
+        exact = layout == "packed" and bool(layers) and _deviation(model, layout) < _tolerance(model)
+    except Exception:  # the compiler's own, of which there are many: it runs uncompiled then
+        exact = False
+    if not exact:
+        for layer in layers:
+            layer._compiled_call_impl = None
+    return exact
 
 
 def default_budget(model: PreTrainedModel) -> int:
@@ -104,6 +123,11 @@ def _logit_transform(config: Any) -> Transform:
     if scaling := getattr(config, "logits_scaling", None):
         return Transform(1 / scaling)
     return Transform(getattr(config, "logit_scale", None) or 1.0, getattr(config, "final_logit_softcapping", None))
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """Nats by which a token's log-prob may differ between two ways to compute it that mean the same."""
+    return 1e-3 if model.dtype == torch.float32 else 0.5
 
 
 def _deviation(model: PreTrainedModel, layout: Layout) -> float:

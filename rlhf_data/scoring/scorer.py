@@ -22,7 +22,7 @@ from xxhash import xxh3_128_hexdigest
 
 from rlhf_data.scoring import identity, models
 from rlhf_data.scoring.encode import ENCODING, encode, prompt_limit
-from rlhf_data.scoring.logprobs import NUMERICS, default_budget, layout_of, token_logps
+from rlhf_data.scoring.logprobs import NUMERICS, compile_layers, default_budget, layout_of, token_logps
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
@@ -222,7 +222,10 @@ def _runner(
     model, _ = models.load(reference, dtype=dtype, device=device, max_length=max_length, cache=cache)
     budget = token_budget or default_budget(model)
     say(in_words(preflight(model, budget)), shown=progress)
-    return _Runner(model, layout_of(model), budget)
+    layout = layout_of(model)
+    if model.device.type == "cuda":
+        compile_layers(model, layout)
+    return _Runner(model, layout, budget)
 
 
 def _segments(

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_data.scoring.attention import _attend_blocks, _attend_groups, forward_arguments
+from rlhf_data.scoring.attention import _attend_blocks, _attend_groups, form_of, forward_arguments
+from rlhf_data.scoring.logprobs import compile_layers, token_logps
 from rlhf_data.scoring.packs import Group
+from tests import tiny_model
 
 CPU = torch.device("cpu")
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -36,7 +38,7 @@ def alone(query, key, value, groups: list[Group]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", ["rlhf_data_groups", "rlhf_data_blocks"])
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(groups=st.lists(group, min_size=1, max_size=4))
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_pack_attends_as_its_sequences_do_alone(form, groups):
@@ -50,3 +52,26 @@ def test_a_pack_attends_as_its_sequences_do_alone(form, groups):
     assert ours.shape == (1, tokens, HEADS, WIDTH)
     assert ours.is_contiguous()  # layers reshape it at once
     torch.testing.assert_close(ours.double(), alone(query, key, value, groups), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_layers_run_on_block_masks_with_the_same_log_probs():
+    model = tiny_model.model()
+    groups = [Group([5, 6, 7], [[8, 9, 1], [10, 1]]), Group([5, 11], [[12, 13, 14, 1]])]
+    with torch.inference_mode():
+        before = token_logps(model, groups, "packed")
+    assert form_of(model) == "rlhf_data_groups"
+    assert compile_layers(model, "packed", backend="eager")  # no compiler of C++: what is traced, as it stands
+    assert form_of(model) == "rlhf_data_blocks"
+    with torch.inference_mode():
+        after = token_logps(model, groups, "packed")
+    for one, other in zip(before, after, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_do_not_compile_stay_as_they_were():
+    model = tiny_model.model()
+    assert not compile_layers(model, "packed", backend="no such compiler")
+    assert form_of(model) == "rlhf_data_groups"
