@@ -137,6 +137,56 @@ def plain_loop(model: PreTrainedModel, groups: Sequence[Group]) -> Values:
     return values
 
 
+def token_values(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> list[list[torch.Tensor]]:
+    """Per-token log-probs of every completion from our packs."""
+    values: list[list[torch.Tensor]] = [[] for _ in groups]
+    with torch.inference_mode():
+        for picked in plan(groups, token_budget, "packed"):
+            for i, logps in zip(picked, token_logps(model, [groups[i] for i in picked], "packed"), strict=True):
+                values[i] = logps
+    return values
+
+
+def row_by_row(model: PreTrainedModel, groups: Sequence[Group]) -> list[list[torch.Tensor]]:
+    """The same, a sequence at a time through the model's own attention: float32 logits, gather − logsumexp."""
+    head = model.get_output_embeddings()
+    assert head is not None
+    weight = head.weight.float()
+    values: list[list[torch.Tensor]] = []
+    with torch.inference_mode():
+        for prompt, completions in groups:
+            values.append([])
+            for completion in completions:
+                ids = torch.tensor([[*prompt, *completion]], device=model.device)
+                hidden = model.base_model(ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+                logits = hidden.float() @ weight.t()
+                picked = logits.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+                values[-1].append(picked - logits.logsumexp(1))
+    return values
+
+
+def exactness(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> dict[str, float]:
+    """How far packs are from a row at a time, and bfloat16 from float32, in nats; converts the model."""
+    found = {}
+    single: list[torch.Tensor] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
+        packed = [one for group in token_values(model, groups, token_budget) for one in group]
+        alone = [one for group in row_by_row(model, groups) for one in group]
+        name = str(dtype).removeprefix("torch.")
+        apart = [(one - other).abs() for one, other in zip(packed, alone, strict=True)]
+        found[f"{name}: packs from a row at a time, largest of a token"] = max(float(one.max()) for one in apart)
+        found[f"{name}: the same, mean of a token"] = float(torch.cat(apart).mean())
+        if single:
+            sums = [(float(one.sum()), float(other.sum())) for one, other in zip(alone, single, strict=True)]
+            found["bfloat16 from float32, largest of a sum"] = max(abs(one - other) for one, other in sums)
+            found["bfloat16 from float32, median share of a sum"] = statistics.median(
+                abs(one - other) / abs(other) for one, other in sums
+            )
+        single = alone
+    return found
+
+
 def trl_trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str) -> DPOTrainer:
     """TRL's trainer on this model; what it tokenises itself does not matter, it is given ids."""
     if tokenizer.pad_token is None:
@@ -324,6 +374,12 @@ def main() -> None:
     fours = groups_of_four(groups, given.max_length)
     budget = given.token_budget or default_budget(model)
     rounds = 1 if given.quick else given.rounds
+    if given.exact:
+        found = exactness(model, groups, budget)
+        for name, value in found.items():
+            print(f"{name:<60}{value:>12.3g}")
+        print(json.dumps({"completions": 2 * len(groups)} | found))
+        return
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(model, tokenizer, folder)
         model.eval()
@@ -435,6 +491,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, help="most tokens of a forward; the scorer's default if left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="without the processes that measure memory")
+    parser.add_argument("--exact", action="store_true", help="only say how exact the values of --pairs pairs are")
     parser.add_argument("--quick", action="store_true", help="one round of a tiny random model with this tokenizer")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     return parser.parse_args()

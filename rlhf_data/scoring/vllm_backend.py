@@ -16,7 +16,7 @@ RECIPE = {"backend": "vllm"}
 
 
 def load(folder: str, *, dtype: str, max_length: int, **engine: Any) -> Any:
-    """vLLM's engine for a model's folder; `engine` goes to it as it is (tensor_parallel_size, …).
+    """VLLM's engine for a model's folder; `engine` goes to it as it is (tensor_parallel_size, …).
 
     Raises:
         ValueError: vLLM is not installed.
