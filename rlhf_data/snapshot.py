@@ -382,6 +382,7 @@ def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
         "model_hash",
         "dtype",
         "head_dtype",
+        "backend",
         "template",
         "template_hash",
         "tokenizer_hash",

@@ -6,21 +6,17 @@ not run at all. Only the rows that predict a completion token meet the output ma
 logits of a batch never exist. Models whose attention cannot be packed run in padded batches of equal length instead.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rlhf_data.scoring.packs import Group, Layout, pack, pad
-
-# Raise recipe.NUMERICS whenever the same ids and weights give other log-probs here.
-_ATTENTION = "rlhf_data_groups"
-_CHUNK_ROWS = 256  # rows of logits alive at a time: 50 MB in float32 for a vocabulary of 49,152
+from rlhf_data.scoring.attention import attention, form_of, forward_arguments, layers_of
+from rlhf_data.scoring.head import Transform, target_logps
+from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
 
 
 def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout) -> list[list[Tensor]]:
@@ -42,19 +38,30 @@ def token_logps_and_squares(
 
 def _measure(model: PreTrainedModel, groups: Sequence[Group], layout: Layout, *, squares: bool) -> list[list[Tensor]]:
     """For each completion (n_tokens, 1), or (n_tokens, 2) with `squares`: log-probs, and log Σ p²."""
-    batch = (pack if layout == "packed" else pad)(groups, model.device)
-    with _attention(model, _ATTENTION if layout == "packed" else None):
-        body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
-    hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
+    hidden, batch = hidden_states(model, groups, layout)
+    head = model.get_output_embeddings()
+    assert head is not None  # a causal language model has one
+    transform = _logit_transform(model.config)
     with torch.autocast(hidden.device.type, enabled=False):  # the head is float32 whatever the body runs in
-        values = _target_logps(model, hidden, batch.targets, squares=squares)
+        values = target_logps(hidden, batch.targets, head.weight, head.bias, transform, squares=squares)
     logps = iter(torch.split(values, batch.lengths))
     return [[next(logps) for _ in group.completions] for group in groups]
 
 
+def hidden_states(model: PreTrainedModel, groups: Sequence[Group], layout: Layout) -> tuple[Tensor, Batch]:
+    """What the body says where each completion token is predicted, (targets, width), and the batch that it read."""
+    batch = (pack if layout == "packed" else pad)(groups, model.device)
+    arguments = batch.forward
+    if layout == "packed":
+        arguments = {**arguments, **forward_arguments(groups, form_of(model), model.device)}
+    with grouped_attention(model, layout):
+        body = model.base_model(input_ids=batch.input_ids, use_cache=False, **arguments)
+    return body.last_hidden_state.flatten(0, 1)[batch.rows], batch
+
+
 def grouped_attention(model: PreTrainedModel, layout: Layout) -> AbstractContextManager[None]:
     """The attention of `layout` for a while: a backward pass that runs layers again must find what the forward had."""
-    return _attention(model, _ATTENTION if layout == "packed" else None)
+    return attention(model, form_of(model) if layout == "packed" else None)
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -65,9 +72,9 @@ def layout_of(model: PreTrainedModel) -> Layout:
             not known here.
     """
     errors = {}
-    for layout in ("packed", "padded") if _attends_to_everything(model.config) else ("padded",):
+    for layout in layouts(model.config):
         errors[layout] = _deviation(model, layout)
-        if errors[layout] < (1e-3 if model.dtype == torch.float32 else 0.5):
+        if errors[layout] < _tolerance(model):
             return layout
     worst = ", ".join(f"{layout} by {error:.3g} nats" for layout, error in errors.items())
     raise ValueError(
@@ -76,106 +83,47 @@ def layout_of(model: PreTrainedModel) -> Layout:
     )
 
 
+def compile_layers(model: PreTrainedModel, layout: Layout, *, backend: str = "inductor") -> bool:
+    """Compile the decoder layers in place, if a model's log-probs then are still its own; False leaves it as it was.
+
+    Worth its half minute on a GPU, where what lies between the matrix products costs as much as they do, and nothing
+    on a CPU. Packs then run through FlexAttention, whose kernel skips what no token sees.
+    """
+    layers = layers_of(model)
+    try:
+        for layer in layers:
+            layer.compile(dynamic=True, backend=backend)
+        exact = layout == "packed" and bool(layers) and _deviation(model, layout) < _tolerance(model)
+    except Exception:  # the compiler's own, of which there are many: it runs uncompiled then
+        exact = False
+    if not exact:
+        for layer in layers:
+            layer._compiled_call_impl = None
+    return exact
+
+
 def default_budget(model: PreTrainedModel) -> int:
     """Tokens of a forward that keep the device busy: more saves nothing on a CPU, and a GPU needs more."""
     return 8192 if model.device.type == "cuda" else 2048
 
 
-def _attend_groups(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    spans: list[tuple[int, int, int, Tensor | None]],
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each group of a pack; query (1, heads, tokens, d), result (1, tokens, heads, d).
-
-    A prompt and its first completion are plain causal attention, which needs no mask; the group's other completions
-    follow with one.
-    """
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    parts = []
-    for start, split, end, mask in spans:
-        first = slice(start, split)
-        parts.append(
-            functional.scaled_dot_product_attention(
-                query[:, :, first], key[:, :, first], value[:, :, first], is_causal=True, scale=scaling
-            )
-        )
-        if mask is not None:
-            whole = slice(start, end)
-            parts.append(
-                functional.scaled_dot_product_attention(
-                    query[:, :, split:end], key[:, :, whole], value[:, :, whole], attn_mask=mask, scale=scaling
-                )
-            )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-# No mask function goes with it: transformers then builds no mask, and the spans say everything.
-AttentionInterface.register(_ATTENTION, _attend_groups)
-
-
-@contextmanager
-def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
-    """Another attention function for a while; None keeps the model's own."""
-    own = model.config._attn_implementation
-    if own is None or name is None:
-        yield
-        return
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
-
-
-def _attends_to_everything(config: Any) -> bool:
+def layouts(config: Any) -> tuple[Layout, ...]:
+    """The layouts that a model's attention may allow, the faster one first; each is still to be tried."""
     layers = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
-    return layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+    everything = layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+    return ("packed", "padded") if everything else ("padded",)
 
 
-def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, squares: bool) -> Tensor:
-    """Log-probs of `targets` (m,) from `hidden` (m, d), a chunk of rows at a time; (m, 1), or (m, 2) with log Σ p²."""
-    head = model.get_output_embeddings()
-    assert head is not None  # a causal language model has one
-    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
-    scale, cap = _logit_transform(model.config)
-
-    def chunk_logps(rows: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-        logits = functional.linear(rows.float(), weight, bias) * scale
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        # gather − logsumexp: 40 times closer to float64 than log_softmax over 49,152 entries
-        logps = logits.gather(1, wanted[:, None]) - logits.logsumexp(dim=1, keepdim=True)
-        if not squares:
-            return logps
-        fixed = logits.detach()
-        log_p2 = (2 * fixed).logsumexp(dim=1, keepdim=True) - 2 * fixed.logsumexp(dim=1, keepdim=True)
-        return torch.cat([logps, log_p2], dim=1)
-
-    chunks = zip(hidden.split(_CHUNK_ROWS), targets.split(_CHUNK_ROWS), strict=True)
-    if torch.is_grad_enabled():
-        logps = [
-            checkpoint(chunk_logps, rows, wanted, weight, use_reentrant=False, preserve_rng_state=False)
-            for rows, wanted in chunks
-        ]
-    else:
-        logps = [chunk_logps(rows, wanted, weight) for rows, wanted in chunks]
-    return torch.cat(logps)  # pyright: ignore[reportCallIssue, reportArgumentType]: checkpoint has no types
-
-
-def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """(factor, soft cap) between the output matrix and the logits: Cohere and Granite scale, Gemma caps."""
+def _logit_transform(config: Any) -> Transform:
+    """What stands between the output matrix and the logits: Cohere and Granite scale, Gemma caps."""
     if scaling := getattr(config, "logits_scaling", None):
-        return 1 / scaling, None
-    return getattr(config, "logit_scale", None) or 1.0, getattr(config, "final_logit_softcapping", None)
+        return Transform(1 / scaling)
+    return Transform(getattr(config, "logit_scale", None) or 1.0, getattr(config, "final_logit_softcapping", None))
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """Nats by which a token's log-prob may differ between two ways to compute it that mean the same."""
+    return 1e-3 if model.dtype == torch.float32 else 0.5
 
 
 def _deviation(model: PreTrainedModel, layout: Layout) -> float:

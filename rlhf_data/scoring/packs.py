@@ -6,7 +6,6 @@ asks for, does not run at all. Models whose attention cannot be packed run in pa
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -88,13 +87,12 @@ def pack(groups: Sequence[Group], device: torch.device) -> Batch:
     positions = np.arange(ends[-1]) + (begins - starts).repeat(ran)
     rows = np.arange(first[-1] + wanted[-1]) + (starts[completion] - 1 - first).repeat(wanted)
     rows[first] = (ends[~completion] - 1).repeat(counts)  # a prompt's end predicts all the first tokens
-    spans = _spans(prompts.tolist(), (wanted - 1).tolist(), counts.tolist(), device)
     return Batch(
         input_ids=_tensor(_flat(parts), device)[None],
         rows=_tensor(rows, device),
         targets=_tensor(_flat(whole), device),
         lengths=wanted.tolist(),
-        forward={"position_ids": _tensor(positions, device)[None], "spans": spans},
+        forward={"position_ids": _tensor(positions, device)[None]},
     )
 
 
@@ -104,50 +102,6 @@ def _flat(parts: Sequence[Ids]) -> np.ndarray:
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device)
-
-
-def _spans(
-    prompts: list[int], tails: list[int], counts: list[int], device: torch.device
-) -> list[tuple[int, int, int, Tensor | None]]:
-    """(start, split, end, mask) of each group: tokens up to `split` are its prompt and its first completion.
-
-    A mask, (tokens after `split`, tokens of the group), says who sees whom among the later completions; None where
-    there are no such tokens. All masks of a pack are made, and sent to the device, as one array.
-    """
-    shapes, places = [], []
-    start = at = 0
-    for n_prompt, count in zip(prompts, counts, strict=True):
-        split, width = n_prompt + tails[at], n_prompt + sum(tails[at : at + count])
-        places.append((start, start + split, start + width))
-        shapes.append((width - split, width))
-        start, at = start + width, at + count
-    sizes = [rows * width for rows, width in shapes]
-    seen = np.zeros(sum(sizes), bool)
-    begin = at = 0
-    for n_prompt, count, shape, size in zip(prompts, counts, shapes, sizes, strict=True):
-        if size:
-            _see(seen[begin : begin + size].reshape(shape), n_prompt, tails[at : at + count])
-        begin, at = begin + size, at + count
-    masks = _tensor(seen, device).split(sizes)
-    return [
-        (*place, mask.view(shape) if shape[0] else None)
-        for place, mask, shape in zip(places, masks, shapes, strict=True)
-    ]
-
-
-def _see(seen: np.ndarray, n_prompt: int, tails: Sequence[int]) -> None:
-    """Let the tokens of all completions but the first see the prompt, and their own completion up to themselves."""
-    seen[:, :n_prompt] = True
-    at = 0
-    for n in tails[1:]:
-        seen[at : at + n, n_prompt + tails[0] + at : n_prompt + tails[0] + at + n] = _lower(1 << n.bit_length())[:n, :n]
-        at += n
-
-
-@lru_cache(16)
-def _lower(n: int) -> np.ndarray:
-    """True where the column is at most the row, (n, n); sizes are powers of two, so few are ever made."""
-    return np.tri(n, dtype=bool)
 
 
 def pad(groups: Sequence[Group], device: torch.device) -> Batch:

@@ -15,17 +15,22 @@ NUMERICS = 2
 # Part of the key of every stored encoding: raise it whenever the same text, tokenizer and lengths give other ids.
 ENCODING = 1
 HEAD_DTYPE = "float32"
+BACKENDS = ("torch", "vllm")
 
 
-def numeric(model: dict[str, Any], dtype: str, cache: Path) -> dict[str, Any]:
+def numeric(model: dict[str, Any], dtype: str, cache: Path, *, backend: str = "torch") -> dict[str, Any]:
     """The recipe of log-probs, beside the ids they are of.
 
     Args:
         model: reference {"path", "gguf_file"?, "revision"?, "adapter"?}.
         dtype: "float32", "bfloat16" or "float16", never "auto".
         cache: folder for digests.
+        backend: one of BACKENDS; another's kernels are another recipe.
     """
-    return {
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: it must be {' or '.join(BACKENDS)}")
+    other = {} if backend == "torch" else {"backend": backend}
+    return other | {
         "model_hash": identity.content_hash(model, cache),
         "dtype": dtype,
         "head_dtype": HEAD_DTYPE,

@@ -17,20 +17,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data.files import whole_file
-from rlhf_data.scoring import models, recipe
+from rlhf_data.scoring import identity, models, recipe, vllm_backend
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.logprobs import default_budget, layout_of, token_logps, token_logps_and_squares
+from rlhf_data.scoring.logprobs import (
+    compile_layers,
+    default_budget,
+    layout_of,
+    token_logps,
+    token_logps_and_squares,
+)
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.requests import COLUMNS, request_ids
 from rlhf_data.scoring.shards import write_parquet
 from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key
+from rlhf_data.scoring.workers import parts_of, taken
 
 _SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
 _RESULT_ROWS = 65_536  # completions whose token values are in memory at a time
@@ -46,7 +53,7 @@ class _Item(NamedTuple):
 
 
 class _Runner(NamedTuple):
-    model: PreTrainedModel
+    measure: Callable[[Sequence[Group]], Sequence[list[list[Tensor]]]]  # log-probs, and log Σp² where it is kept
     layout: Layout
     token_budget: int
 
@@ -74,6 +81,8 @@ def score(
     squares: bool = False,
     give: Sequence[str] = (),
     shard_rows: int = 1024,
+    claims: Path | None = None,
+    backend: str = "torch",
     cache: Path,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -96,6 +105,8 @@ def score(
         squares: store the mean over tokens of log Σp² over the vocabulary too; rows without it are scored again.
         give: further columns of `out`: token_logps (List(float32), nats), mean_log_p2 (float64).
         shard_rows: completions of a shard: a kill loses at most these.
+        claims: a folder that several processes share, each of which then scores its part: see `workers`.
+        backend: "torch", the engine of `logprobs`, or "vllm", whose kernels round otherwise: a recipe of its own.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows tokens per second.
 
@@ -110,7 +121,7 @@ def score(
     if unknown := [name for name in give if name not in MEASURES]:
         raise ValueError(f"a score has no column {', '.join(unknown)}; it has {', '.join(MEASURES)}")
     device = models.device_name(device)
-    numeric = recipe.numeric(model, models.dtype_name(dtype, device), cache)
+    numeric = recipe.numeric(model, models.dtype_name(dtype, device), cache, backend=backend)
     encoding = recipe.encoding(model, template, max_length, max_prompt_length, cache)
     scores, index = ScoreStore(store, numeric), Index(store, encoding)
 
@@ -121,10 +132,20 @@ def score(
     run = {"scored": 0, "tokens": 0}
     if missing.num_rows:
         tokenizer = models.load_tokenizer(model, cache=cache)
-        load = partial(_runner, model, numeric["dtype"], device, max_length, token_budget, cache, progress)
+        load = partial(
+            _vllm_runner if backend == "vllm" else _runner,
+            model,
+            numeric["dtype"],
+            device,
+            max_length,
+            token_budget,
+            squares=keep.squares,
+            cache=cache,
+            progress=progress,
+        )
         lengths = {"max_length": max_length, "max_prompt_length": encoding["max_prompt_length"]}
         encode_texts = partial(encode, tokenizer, template=template, **lengths)
-        segments = _segments(requests, missing, encode_texts)
+        segments = _segments(requests, missing, encode_texts, claims)
         with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
             run = _score_missing(segments, load, scores, index, keep, shard_rows, shown)
         found = index.find(distinct)
@@ -134,7 +155,7 @@ def score(
     tokenizer_hash, shown_template = encoding["tokenizer_hash"], encoding["template"]
     return {
         "model": model,
-        **{name: numeric[name] for name in ("model_hash", "dtype", "head_dtype")},
+        **{name: numeric[name] for name in ("model_hash", "dtype", "head_dtype", "backend") if name in numeric},
         "tokenizer_hash": tokenizer_hash,
         "template": template,
         "template_hash": xxh3_128_hexdigest(f"{tokenizer_hash}:{shown_template}".encode()),
@@ -177,7 +198,7 @@ def _score_missing(
         shown.update(len(items) - len(unseen))
         if unseen and runner is None:
             runner, started = load(), time.monotonic()
-        for ran_keys, ran_values, n_tokens in _run(runner, list(unseen.values()), keep) if runner else ():
+        for ran_keys, ran_values, n_tokens in _run(runner, list(unseen.values())) if runner else ():
             keys += ran_keys
             values += ran_values
             tokens += n_tokens
@@ -186,7 +207,9 @@ def _score_missing(
             if len(keys) >= shard_rows:
                 _add(scores, keys, values, keep)
                 keys, values = [], []
-    _add(scores, keys, values, keep)
+        # Before the next segment is asked for: that says that this one is done.
+        _add(scores, keys, values, keep)
+        keys, values = [], []
     return {"scored": len(done), "tokens": tokens}
 
 
@@ -196,17 +219,14 @@ def _add(scores: ScoreStore, keys: list[str], values: list[np.ndarray], keep: _K
     scores.add(keys, [np.ascontiguousarray(one[:, 0]) for one in values], means, tokens=keep.tokens)
 
 
-def _run(runner: _Runner, items: Sequence[_Item], keep: _Keep) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
+def _run(runner: _Runner, items: Sequence[_Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
     """(keys, values of their tokens as `_add` takes them, tokens run) of each forward, longest groups first."""
     groups = _groups(items, runner.token_budget, runner.layout)
     for picked in plan([group for group, _ in groups], runner.token_budget, runner.layout):
         batch = [groups[i] for i in picked]
         asked = [group for group, _ in batch]
         with torch.inference_mode():
-            if keep.squares:
-                measured = token_logps_and_squares(runner.model, asked, runner.layout)
-            else:
-                measured = (token_logps(runner.model, asked, runner.layout),)
+            measured = runner.measure(asked)
         flat = [[one for group in measure for one in group] for measure in measured]
         values = torch.stack([torch.cat(one) for one in flat], dim=1).float().cpu().numpy()
         ends = np.cumsum([len(one) for one in flat[0]])[:-1]
@@ -239,24 +259,55 @@ def _runner(
     device: str,
     max_length: int,
     token_budget: int | None,
+    *,
+    squares: bool,
     cache: Path,
     progress: bool,
 ) -> _Runner:
     model, _ = models.load(reference, dtype=dtype, device=device, max_length=max_length, cache=cache)
     budget = token_budget or default_budget(model)
     say(in_words(preflight(model, budget)), shown=progress)
-    return _Runner(model, layout_of(model), budget)
+    layout = layout_of(model)
+    if model.device.type == "cuda":
+        compile_layers(model, layout)
+
+    def measure(groups: Sequence[Group]) -> Sequence[list[list[Tensor]]]:
+        both = token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout),)
+        return both
+
+    return _Runner(measure, layout, budget)
+
+
+def _vllm_runner(
+    reference: dict[str, Any],
+    dtype: str,
+    device: str,
+    max_length: int,
+    token_budget: int | None,
+    *,
+    squares: bool,
+    cache: Path,
+    progress: bool,
+) -> _Runner:
+    """The same by vLLM, which finds its devices itself; `token_budget` is of what it is asked at once."""
+    if squares:
+        raise ValueError("vLLM tells nothing of Σp²: score it with the default backend")
+    if identity.parts(reference)[1] is not None:
+        raise ValueError("the vllm backend takes a whole model: merge the adapter first")
+    say(f"vLLM scores in {dtype} on its own devices, not on {device}", shown=progress)
+    llm = vllm_backend.load(str(models.plain_folder(reference, cache)), dtype=dtype, max_length=max_length)
+    return _Runner(lambda groups: (vllm_backend.token_logps(llm, groups),), "packed", token_budget or 1 << 16)
 
 
 def _segments(
-    requests: Path, missing: pa.Table, encode_texts: Callable[..., Any]
+    requests: Path, missing: pa.Table, encode_texts: Callable[..., Any], claims: Path | None
 ) -> Iterator[tuple[pa.Table, list[_Item]]]:
     """(rows that the index lacks, items that may have to run) of a bounded number of completions at a time."""
     table = pq.read_table(requests, columns=list(COLUMNS))
     at = pc.index_in(missing["completion_id"], value_set=table["completion_id"])
     fresh = pc.is_null(missing["key"])
     rows = table.take(at).append_column("fresh", fresh)
-    for picked in _by_prompt(rows):
+    for picked in _by_prompt(rows, claims, table.num_rows):
         part = rows.take(pa.array(picked, pa.int64())).to_pydict()
         encoded = encode_texts(part["prompt"], part["completion"])
         keys = [
@@ -281,8 +332,12 @@ def _segments(
         yield index_rows.filter(pa.array(part["fresh"])), items
 
 
-def _by_prompt(rows: pa.Table) -> Iterator[list[int]]:
-    """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts."""
+def _by_prompt(rows: pa.Table, claims: Path | None, n_requested: int) -> Iterator[list[int]]:
+    """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts.
+
+    With `claims`, those of one part after another that this process takes: which part a prompt is in, its text and the
+    size of the request alone say, so it does not matter what the others have done since.
+    """
     digests = []
     for batch in rows.select(["prompt"]).to_batches(max_chunksize=4096):
         digests += [xxh3_128_hexdigest(repr(prompt).encode()) for prompt in batch["prompt"].to_pylist()]
@@ -291,13 +346,21 @@ def _by_prompt(rows: pa.Table) -> Iterator[list[int]]:
     for digest, length in zip(digests, lengths, strict=True):
         longest[digest] = max(longest.get(digest, 0), length)
     order = sorted(range(len(digests)), key=lambda i: (-longest[digests[i]], digests[i], -lengths[i]))
-    segment: list[int] = []
-    for _, same in groupby(order, key=lambda i: digests[i]):
-        if len(segment) >= _SEGMENT_ROWS:
+    parts = [order]
+    if claims is not None:
+        inside: list[list[int]] = [[] for _ in range(parts_of(n_requested))]
+        for i in order:
+            inside[int(digests[i][:8], 16) % len(inside)].append(i)
+        parts = (inside[int(name)] for name in taken(claims, [f"{part:03d}" for part in range(len(inside))]))
+    for part in parts:
+        segment: list[int] = []
+        for _, same in groupby(part, key=lambda i: digests[i]):
+            if len(segment) >= _SEGMENT_ROWS:
+                yield segment
+                segment = []
+            segment += same
+        if segment:
             yield segment
-            segment = []
-        segment += same
-    yield segment
 
 
 def _write_result(found: pa.Table, scores: ScoreStore, give: Sequence[str], out: Path) -> None:

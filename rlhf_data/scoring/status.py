@@ -29,6 +29,7 @@ def status(
     token_logps: bool = True,
     squares: bool = False,
     give: Sequence[str] = (),
+    backend: str = "torch",
     cache: Path,
     **_: Any,
 ) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def status(
     new = pc.and_not(pc.is_null(rows["key"]).combine_chunks(), refused)
     found = []
     for one in _AUTO if dtype == "auto" else (dtype,):
-        scores = ScoreStore(store, recipe.numeric(model, one, cache))
+        scores = ScoreStore(store, recipe.numeric(model, one, cache, backend=backend))
         tokens, p2 = token_logps or "token_logps" in give, squares or "mean_log_p2" in give
         stored = scores.has(rows["key"], tokens=tokens, squares=p2)
         missing = pc.and_not(pc.invert(stored), refused)

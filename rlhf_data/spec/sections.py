@@ -405,6 +405,9 @@ class Score(Section):
     token_budget: Count | None = Field(
         default=None, description="tokens of a forward pass; speed and memory, not numbers"
     )
+    backend: Annotated[str, AfterValidator(one_of("torch", "vllm"))] = Field(
+        "torch", description="what runs the model; another's numbers are stored apart"
+    )
     token_logps: bool = Field(True, description="store each token's log-prob, not their sum alone")
     squares: bool = Field(False, description="store the mean over tokens of log Σp² over the vocabulary too")
     references: Annotated[dict[str, Reference], AfterValidator(_references)] = Field(

@@ -26,29 +26,24 @@ def views(groups: list[Group]) -> list[Group]:
 
 def packed_token_by_token(groups: list[Group]) -> Batch:
     """What a pack is, written as loops."""
-    ids, positions, rows, targets, spans = [], [], [], [], []
+    ids, positions, rows, targets = [], [], [], []
     for prompt, completions in groups:
         start = len(ids)
-        owner = [0] * len(prompt)
         ids += prompt
         positions += range(len(prompt))
-        for number, completion in enumerate(completions):
+        for completion in completions:
             rows.append(start + len(prompt) - 1)
             for at, one in enumerate(completion[:-1]):
                 rows.append(len(ids))
                 ids.append(one)
                 positions.append(len(prompt) + at)
-                owner.append(number + 1)
             targets += completion
-        split = len(prompt) + len(completions[0]) - 1
-        seen = [[(k in (0, o)) and j <= i for j, k in enumerate(owner)] for i, o in enumerate(owner) if i >= split]
-        spans.append((start, start + split, len(ids), torch.tensor(seen) if seen else None))
     return Batch(
         torch.tensor([ids]),
         torch.tensor(rows),
         torch.tensor(targets),
         [len(one) for g in groups for one in g.completions],
-        {"position_ids": torch.tensor([positions]), "spans": spans},
+        {"position_ids": torch.tensor([positions])},
     )
 
 
@@ -101,13 +96,7 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
     assert ours.lengths == theirs.lengths
     assert ours.forward.keys() == theirs.forward.keys()
     for name, value in theirs.forward.items():
-        if name != "spans":
-            assert torch.equal(ours.forward[name], value), name
-            continue
-        for mine, other in zip(ours.forward[name], value, strict=True):
-            assert mine[:3] == other[:3]
-            assert (mine[3] is None) == (other[3] is None)
-            assert mine[3] is None or torch.equal(mine[3], other[3])
+        assert torch.equal(ours.forward[name], value), name
 
 
 @pytest.mark.parametrize("read", [list, views], ids=["lists", "arrays"])
