@@ -723,10 +723,9 @@ def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[st
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
-    if spec.score is None or "run" not in spec.score.model:
-        return []
-    name = spec.score.model["run"]
-    return [] if workspace.model_of(name, limit) else [name]
+    asked = [spec.rate.reward_model, spec.score.model if spec.score else None]
+    names = dict.fromkeys(model["run"] for model in asked if model and "run" in model)
+    return [name for name in names if not workspace.model_of(name, limit)]
 
 
 def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str, Any]:

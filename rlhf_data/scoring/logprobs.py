@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
-from rlhf_data.scoring.packs import Group, Layout, pack, pad
+from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
 
 # Part of the key of every score: raise it whenever the same ids and weights give other log-probs.
 NUMERICS = 1
@@ -43,12 +43,17 @@ def token_logps_and_squares(
 
 def _measure(model: PreTrainedModel, groups: Sequence[Group], layout: Layout, *, squares: bool) -> list[list[Tensor]]:
     """For each completion (n_tokens, 1), or (n_tokens, 2) with `squares`: log-probs, and log Σ p²."""
+    hidden, batch = hidden_states(model, groups, layout)
+    logps = iter(torch.split(_target_logps(model, hidden, batch.targets, squares=squares), batch.lengths))
+    return [[next(logps) for _ in group.completions] for group in groups]
+
+
+def hidden_states(model: PreTrainedModel, groups: Sequence[Group], layout: Layout) -> tuple[Tensor, Batch]:
+    """What the body says where each completion token is predicted, (targets, width), and the batch that it read."""
     batch = (pack if layout == "packed" else pad)(groups, model.device)
     with _attention(model, _ATTENTION if layout == "packed" else None):
         body = model.base_model(input_ids=batch.input_ids, use_cache=False, **batch.forward)
-    hidden = body.last_hidden_state.flatten(0, 1)[batch.rows]
-    logps = iter(torch.split(_target_logps(model, hidden, batch.targets, squares=squares), batch.lengths))
-    return [[next(logps) for _ in group.completions] for group in groups]
+    return body.last_hidden_state.flatten(0, 1)[batch.rows], batch
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -59,7 +64,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
             not known here.
     """
     errors = {}
-    for layout in ("packed", "padded") if _attends_to_everything(model.config) else ("padded",):
+    for layout in layouts(model.config):
         errors[layout] = _deviation(model, layout)
         if errors[layout] < (1e-3 if model.dtype == torch.float32 else 0.5):
             return layout
@@ -130,9 +135,11 @@ def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-def _attends_to_everything(config: Any) -> bool:
+def layouts(config: Any) -> tuple[Layout, ...]:
+    """The layouts that a model's attention may allow, the faster one first; each is still to be tried."""
     layers = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
-    return layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+    everything = layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
+    return ("packed", "padded") if everything else ("padded",)
 
 
 def _target_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, squares: bool) -> Tensor:

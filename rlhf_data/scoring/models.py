@@ -3,6 +3,7 @@
 A reference is a dict {"path", "gguf_file"?, "revision"?}: a local folder or a hub id, optionally one GGUF file in it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def load(
     device: str = "auto",
     max_length: int | None = None,
     cache: Path,
+    read: Callable[..., PreTrainedModel] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in eval mode: no dropout in any pass of ours.
 
@@ -34,6 +36,7 @@ def load(
         device: "auto" takes the first CUDA device, else the CPU.
         max_length: most tokens that it will read at once.
         cache: a folder for digests and dequantised models.
+        read: (folder, dtype=…, local_files_only=…) → model, for one with another head.
 
     Raises:
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
@@ -41,9 +44,10 @@ def load(
     device = device_name(device)
     folder, precision = _plain_folder(reference, cache), _DTYPES[dtype_name(dtype, device)]
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
+        model = (read or AutoModelForCausalLM.from_pretrained)(folder, dtype=precision, local_files_only=True)
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
-        raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
+        kind = "a causal language model" if read is None else "a reward model"
+        raise ValueError(f"{folder} does not load as {kind}: {error}") from error
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and max_length is not None and max_length > positions:
         raise ValueError(

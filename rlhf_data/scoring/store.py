@@ -13,7 +13,7 @@ in hand. Two scorers may both write a key; the value that was there first counts
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rlhf_data.files import whole_file, write_text
 _SHARD = pa.schema(
     {"key": pa.string(), "token_logps": pa.list_(pa.float32()), "logps": pa.float64(), "n_tokens": pa.int32()}
 )
+_REWARDS = pa.schema({"key": pa.string(), "reward": pa.float64()})
 INDEX = pa.schema(
     {
         "completion_id": pa.string(),
@@ -85,6 +86,32 @@ class ScoreStore:
         table = _read(self.folder, "shard", _SHARD, ["key", "token_logps"])
         at = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"])
         return [None if i is None else table["token_logps"][i].values.to_numpy() for i in at.to_pylist()]
+
+
+class RewardStore:
+    """What one reward model says, by key: a number a completion."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        """Open the store under `folder`, or start it; `recipe` is what changes the numbers."""
+        self.folder = _recipe_folder(folder, recipe)
+
+    def add(self, rewards: Mapping[str, float]) -> None:
+        """Write one shard.
+
+        Raises:
+            ValueError: a reward that is no number, with its key.
+        """
+        if wrong := [key for key, value in rewards.items() if not np.isfinite(value)]:
+            raise ValueError(
+                f"the reward of {wrong[0]} is {rewards[wrong[0]]}: the model's weights or dtype do not hold up"
+            )
+        if rewards:
+            columns = {"key": list(rewards), "reward": list(rewards.values())}
+            _publish(pa.table(columns, schema=_REWARDS), self.folder, "shard")
+
+    def values(self) -> pa.Table:
+        """key, reward of every score; a key that two scorers wrote is there twice, the first one first."""
+        return _read(self.folder, "shard", _REWARDS, _REWARDS.names)
 
 
 class Index:

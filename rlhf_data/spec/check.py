@@ -57,7 +57,8 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
     yield from _mix(spec)
     for name in sorted(runs_wanted(spec) - names):
         if workspace.model_of(name) is None:
-            path = next(p for p in (("score", "model"), ("train", "model")) if _starts_from(spec, p[0], name))
+            places = (("rate", "reward_model"), ("score", "model"), ("train", "model"))
+            path = next(p for p in places if _starts_from(spec, *p, name))
             yield (
                 path,
                 (
@@ -65,6 +66,10 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
                     f"{did_you_mean(name, names - {spec.name})}: give the folder of both specs, or run {name} first"
                 ),
             )
+    if spec.rate.reward_model is not None:
+        if "path" in spec.rate.reward_model:
+            yield from _model(("rate", "reward_model"), spec.rate.reward_model)
+        yield from _tokens("rate", spec.rate)
     for part in ("score", "train"):
         section = getattr(spec, part)
         if section is not None and "path" in section.model:
@@ -168,9 +173,9 @@ def _mix(spec: Spec) -> Iterator[Found]:
         yield ("expect", "label_balance"), "the paired table has no label; leave it out, or shape to: unpaired"
 
 
-def _starts_from(spec: Spec, part: str, name: str) -> bool:
-    section = getattr(spec, part)
-    return section is not None and section.model.get("run") == name
+def _starts_from(spec: Spec, part: str, key: str, name: str) -> bool:
+    model = getattr(getattr(spec, part), key, None)
+    return model is not None and model.get("run") == name
 
 
 def _source(path: Path, source: Source) -> Iterator[Found]:
@@ -338,6 +343,8 @@ def _train(spec: Spec) -> Iterator[Found]:
     if lacking := [column for column in rules.columns(train.rule) if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
         yield ("train", "rule"), f"{what}; {_instead(lacking)}"
+    if rules.scores(train.rule) and spec.evaluate is not None and spec.evaluate.verifier is not None:
+        yield ("evaluate", "verifier"), "a reward model writes no answers for a verifier to grade; leave it out"
     references = [c for c in rules.columns(train.rule) if c.startswith("ref_") and c in held]
     if references and spec.score is None:
         yield ("train", "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}}"
@@ -348,9 +355,28 @@ def _train(spec: Spec) -> Iterator[Found]:
         )
     if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
         yield ("shape", "ties"), f"{name} does not read `preference`, so ties must be drop"
+    if train.condition is not None:
+        yield from _condition(spec, references)
     for key in ("template", "max_length", "max_prompt_length"):
         if spec.score is not None and getattr(train, key) is not None:
             yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
+
+
+def _condition(spec: Spec, references: list[str]) -> Iterator[Found]:
+    """Problems of the classes that a policy is conditioned on; categories are known once the data is read."""
+    train = spec.train
+    assert train is not None and train.condition is not None
+    path, condition = ("train", "condition"), train.condition
+    if references:
+        what = f"{rules.label(train.rule)} reads {', '.join(references)}, which are of prompts without a class"
+        yield path, f"{what}; take a rule without a reference, such as c_rlft, or leave condition out"
+    if condition.on == "label" and spec.shape.to == "paired":
+        yield (*path, "on"), "the paired table has no label; condition on source or category, or shape to: unpaired"
+    if condition.on == "source":
+        for unknown in condition.text.keys() - spec.sources.keys():
+            yield (*path, "text", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+        if absent := spec.sources.keys() - condition.text.keys():
+            yield (*path, "text"), f"says nothing of {', '.join(sorted(absent))}; every source is a class"
 
 
 def _rule(rule: Any) -> Iterator[Found]:
@@ -358,13 +384,11 @@ def _rule(rule: Any) -> Iterator[Found]:
     if isinstance(rule, str) and ":" not in rule and rule not in rules.RULES:
         yield ("train", "rule"), f"no rule named {rule!r}; {did_you_mean(rule, rules.RULES)}"
         return
-    yield from _raised(("train", "rule"), rules.needs, rule)
+    yield from _raised(("train", "rule"), rules.scores, rule)
 
 
 def _instead(lacking: list[str]) -> str:
     """What to do about columns that no snapshot holds."""
-    if any(column.endswith("_score") for column in lacking):
-        return "it is the score of a reward head, which this trainer does not train yet"
     if any("token_" in column for column in lacking):
         return "take the rule's form over whole completions, or write these lists of numbers into the Parquet yourself"
     return "take the rule's form against the reference, or write these numbers into the Parquet yourself"

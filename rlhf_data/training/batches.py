@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from rlhf_data.files import digest
 from rlhf_data.rules.batch import counted_by
+from rlhf_data.scoring.condition import with_classes
 from rlhf_data.scoring.encode import Encoded, encode
 from rlhf_data.scoring.packs import Group
 
@@ -88,6 +89,7 @@ def read_rows(
     max_length: int,
     max_prompt_length: int | None,
     groups: bool = False,
+    condition: Mapping[str, Any] | None = None,
 ) -> Rows:
     """Encode the rows of a split.
 
@@ -105,15 +107,19 @@ def read_rows(
         max_length: see `encode`.
         max_prompt_length: see `encode`.
         groups: whether to read which rows are answers to one prompt.
+        condition: see `scoring.condition`; each row's class then stands in its prompt.
 
     Raises:
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
     reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
+    reads = tuple(dict.fromkeys((*reads, *([condition["on"]] if condition else []))))
     if lacking := [name for name in reads if name not in table.column_names]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     columns = {name: table[name].to_pylist() for name in reads}
     ids = columns[reads[0]]
+    if condition is not None:
+        columns["prompt"] = with_classes(columns["prompt"], columns[condition["on"]], condition)
     names = ["chosen", "rejected"] if kind == "paired" else ["completion"]
     if "mismatched_id" in filled:
         _require(columns, ["mismatched_id"], range(table.num_rows), ids, purpose)

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_data import files, rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import prompt_limit
-from rlhf_data.scoring.identity import content_hash
+from rlhf_data.scoring.identity import content_hash, tell
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.progress import say
+from rlhf_data.scoring.rewards import layout_of_scores, load_reward_model
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
@@ -35,6 +36,7 @@ def train(
     template: str = "chat",
     max_length: int = 1024,
     max_prompt_length: int | None = None,
+    condition: dict[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     split: str = "train",
@@ -62,10 +64,13 @@ def train(
         run: folder to write: metrics.jsonl, checkpoints/, then model/, manifest.json and _SUCCESS.
         rule: a name of `rules.RULES`, or a rule in any other form that `rlhf_data.rules` knows.
         parameters: the rule's hyperparameters; its defaults for the rest.
-        model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from.
+        model: reference {"path", "gguf_file"?, "revision"?} of the policy to start from; a rule over scores gives it a
+            scalar head, unless it has one, and saves a standard sequence-classification model.
         template: see `scoring.encode.encode`; as when the references were scored.
         max_length: most tokens of prompt and completion.
         max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default.
+        condition: see `scoring.condition`: each row's class stands in its prompt. Stored references are of prompts
+            without it, so a rule that reads them is refused.
         dtype: of the parameters; "auto" is float32 on every device, as small updates vanish in bfloat16.
         device: see `models.load`.
         split: which part of the snapshot to train on.
@@ -110,6 +115,7 @@ def train(
         "model": model,
         "model_hash": content_hash(model, cache),
         **encoding,
+        "condition": condition,
         # float32 on a GPU too: AdamW's steps are smaller than what bfloat16 can tell apart
         "dtype": "float32" if dtype == "auto" else models.dtype_name(dtype, device),
         "epochs": epochs,
@@ -123,6 +129,11 @@ def train(
         "seed": seed,
     }
     _check(arguments)
+    if condition is not None and (stored := [name for name in rules.columns(rule) if name.startswith("ref_")]):
+        raise ValueError(
+            f"{rules.label(rule)} reads {', '.join(stored)}, which are of prompts without the text of a class: take a "
+            "rule without a reference, such as c_rlft or sft, or leave condition out"
+        )
     if any(column.startswith("ref_") for column in rules.columns(rule)):
         check_encoding(source.get("score"), encoding)
     _claim(run, arguments)
@@ -136,10 +147,14 @@ def train(
         soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
+        condition=condition,
         **encoding,
     )
-    net, tokenizer = models.load(model, dtype=arguments["dtype"], device=device, max_length=max_length, cache=cache)
-    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
+    loaded = {"dtype": arguments["dtype"], "device": device, "max_length": max_length, "cache": cache}
+    scores = rules.scores(rule)
+    net, tokenizer = load_reward_model(model, head_seed=seed, **loaded) if scores else models.load(model, **loaded)
+    layout = layout_of_scores(net) if scores else layout_of(net)
+    policy = Policy(net, layout, token_budget or default_budget(net), scores)
     memory = preflight(net, policy.token_budget, training=True)
     say(in_words(memory), shown=progress)
     outcome = optimise(run, policy, rows, arguments, source.get("score"), checkpoint_every, progress)
@@ -194,6 +209,7 @@ def _finish(
     with files.whole_folder(run / "model") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        tell(folder, {key: manifest[key] for key in ("template", "max_length", "max_prompt_length", "condition")})
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
     files.write_text(run / "manifest.json", json.dumps(manifest, indent=2))
     (run / "_SUCCESS").touch()

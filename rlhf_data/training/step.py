@@ -12,17 +12,19 @@ from rlhf_data import rules
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
 from rlhf_data.scoring.logprobs import token_logps, token_logps_and_squares
 from rlhf_data.scoring.packs import Group, Layout, plan, size
+from rlhf_data.scoring.rewards import sequence_scores, whole
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import Weights, weighted_loss
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model with the way its batches are laid out."""
+    """A model with the way its batches are laid out; `scores` where it has a scalar head and gives no log-probs."""
 
     model: PreTrainedModel
     layout: Layout
     token_budget: int
+    scores: bool = False
 
 
 class Step(NamedTuple):
@@ -66,7 +68,7 @@ def accumulate(
     """
     weigh = rules.rule(rule, **parameters)
     groups = [rows.groups[i] for i in picked]
-    parts = plan(groups, policy.token_budget, policy.layout)
+    parts = plan(_run(policy, groups), policy.token_budget, policy.layout)
     mismatched = sequence_logps(policy, [rows.mismatched[i] for i in picked])[:, 0] if rows.mismatched else None
     normaliser = float(sum(rows.columns["weight"][i] for i in picked))
     by_token = rules.weighs_tokens(rule)
@@ -75,7 +77,7 @@ def accumulate(
     def batch_of(at: Sequence[int], measured: Measured) -> Pairs | Completions:
         part = None if mismatched is None else mismatched[list(at)]
         values = measured if by_token or squares else None
-        return batch(rows, [picked[i] for i in at], measured.logps, part, values)
+        return batch(rows, [picked[i] for i in at], measured.logps, part, values, scores=policy.scores)
 
     whole = range(len(picked))
     weights: Weights | None = None
@@ -100,14 +102,14 @@ def accumulate(
         if live.mean_log_p2 is not None:
             mean_log_p2[part] = live.mean_log_p2.to(mean_log_p2.device)
     step = batch_of(whole, Measured(tokens, mean_log_p2.to(policy.model.device) if squares else None))
-    ran = sum(size(group, policy.layout) for group in groups)
+    ran = sum(size(group, policy.layout) for group in _run(policy, groups))
     return Step(step, weigh(step, memory) if weights is None else weights, ran, dict(memory or {}))
 
 
 @torch.no_grad()
 def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
-    """Summed log-probs, nats, float64, without gradients: (groups, completions of each)."""
-    parts = plan(groups, policy.token_budget, policy.layout)
+    """Summed log-probs, nats, float64, without gradients, or scores of a head: (groups, completions of each)."""
+    parts = plan(_run(policy, groups), policy.token_budget, policy.layout)
     return _without_gradients(policy, groups, parts, False).logps
 
 
@@ -125,7 +127,15 @@ def _without_gradients(
     return Measured(tokens, torch.stack(means) if squares else None)
 
 
+def _run(policy: Policy, groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups with all the tokens that run: a score is read at a completion's last token, a log-prob before it."""
+    return whole(groups) if policy.scores else groups
+
+
 def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured:
+    if policy.scores:
+        scores = sequence_scores(policy.model, groups, policy.layout)
+        return Measured([[score.double().reshape(1) for score in group] for group in scores])
     if not squares:
         return Measured(_doubles(token_logps(policy.model, groups, policy.layout)))
     logps, log_p2 = token_logps_and_squares(policy.model, groups, policy.layout)
@@ -134,7 +144,13 @@ def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured
 
 
 def batch(
-    rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor | None, measured: Measured | None = None
+    rows: Rows,
+    picked: Sequence[int],
+    logps: Tensor,
+    mismatched: Tensor | None,
+    measured: Measured | None = None,
+    *,
+    scores: bool = False,
 ) -> Pairs | Completions:
     """The rows `picked` as a rule sees them.
 
@@ -144,6 +160,7 @@ def batch(
         logps: (n, 2) of pairs, (n, 1) of completions.
         mismatched: (n,), of another prompt's completion, where the rule wants it.
         measured: of the same forward as `logps`, where the rule wants tokens or sums over the vocabulary.
+        scores: whether `logps` are the scores of a reward head, which then stand in both places: they are pushed.
     """
     fields: dict[str, Tensor] = {
         name: torch.tensor([rows.columns[name][i] for i in picked], device=logps.device, dtype=dtype)
@@ -156,6 +173,8 @@ def batch(
     for column, side in enumerate(sides):
         if measured is not None:
             fields |= _token_fields(rows, picked, measured, column, side, n_tokens[:, column])
+    if scores:
+        fields |= {"chosen_score": logps[:, 0], "rejected_score": logps[:, 1]}
     if logps.shape[1] == 2:
         return Pairs(
             policy_chosen_logps=logps[:, 0],
