@@ -209,7 +209,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     **{
         name: (name,)
         for name in (
-            *_PAIR_REFERENCES, "ref_logps", "ref_mismatched_logps", "old_logps", "ref_token_logps", "old_token_logps", "ref_chosen_token_logps", "ref_rejected_token_logps",
+            *_PAIR_REFERENCES, "ref_logps", "ref_mismatched_logps", "old_logps", "ref_token_logps", "old_token_logps",
+            "ref_chosen_token_logps", "ref_rejected_token_logps",
         )
     },
     "chosen_log_ratio": ("ref_chosen_logps",),

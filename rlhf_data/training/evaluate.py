@@ -100,10 +100,10 @@ def compare(
 
     Returns:
         {"split", "by", "measures", "left_out", "samples", "calibration"}. `left_out` counts pairs and prompts that
-        could not be encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for all), "n",
-        "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 % bootstrap
-        interval, that of the difference over paired differences. `calibration` is empty but of a reward model: a list
-        of {"group", "n", "bins"}, see `calibration.reliability`.
+        could not be encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for
+        all), "n", "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 %
+        bootstrap interval, that of the difference over paired differences. `calibration` is empty but of a reward
+        model: a list of {"group", "n", "bins"}, see `calibration.reliability`.
 
     Raises:
         ValueError: no such split or verifier, or a verifier for a reward model, which writes nothing.
