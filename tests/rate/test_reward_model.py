@@ -48,10 +48,10 @@ def place(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        generate("world", prompts=120)
+        generate("world", prompts=80)
         (folder / "reward.yaml").write_text(REWARD)
         (folder / "relabelled.yaml").write_text(RELABELLED)
-        answers(folder, 120, 160)
+        answers(folder, 80, 110)
         assert run_command(["plan", "relabelled.yaml"]) == 1  # there is no such run yet, and no spec of it beside
         assert run_command(["plan", "."]) == 2
         assert run_command(["run", "reward.yaml"]) == 0
@@ -99,12 +99,12 @@ def test_a_trained_reward_model_labels_answers_that_nobody_rated(place, capsys):
     grades = [verify(prompt, text) for prompt, text in rows.select("prompt", "completion").iter_rows()]
     graded = rows.with_columns(grade=pl.Series(grades))
     desirable, others = graded.filter("label")["grade"], graded.filter(~pl.col("label"))["grade"]
-    assert desirable.mean() > others.mean() + 0.1  # it has learnt from 120 prompts what is better on 40 others
+    assert desirable.mean() > others.mean() + 0.1  # it has learnt from 80 prompts what is better on 30 others
     assert not any(steps(capsys, "relabelled").values())
 
 
 def test_new_answers_cost_what_they_are(place, capsys):
-    answers(place, 120, 170)
+    answers(place, 80, 118)
     assert steps(capsys, "relabelled")["rate"]
     assert run_command(["build", "relabelled.yaml"]) == 0
     rows, manifest = rows_of("relabelled")

@@ -18,7 +18,10 @@ from tests.training.snapshots import MAX_LENGTH, completions, paired_snapshot, p
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = {"on": "label", "text": {"true": "Paris: ", "false": "sea: "}, "place": "user", "infer": "true"}
-MARKED = "{% for m in messages %}{{ (m.condition or '') + m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+MARKED = (
+    "{% for m in messages %}{{ (m.condition or '') + m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
