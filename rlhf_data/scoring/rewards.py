@@ -361,7 +361,7 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """A special token that no completion ends with; None where there is none, and then a stock batch is one row."""
     named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     added = (i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special)
-    return next((i for i in (*named, *added) if i is not None and i != tokenizer.eos_token_id), None)
+    return next((i for i in (*named, *added) if isinstance(i, int) and i != tokenizer.eos_token_id), None)
 
 
 def _deviation(model: PreTrainedModel, layout: Layout) -> float:

@@ -244,7 +244,7 @@ class Rate(Section):
     elo: Elo = Elo()
     verifier: Annotated[str, AfterValidator(_function)] | None = None
     reward_model: ModelReference | None = None
-    template: str | None = Field(None, description="as the reward model was trained by default")
+    template: str | None = Field(default=None, description="as the reward model was trained by default")
     max_length: Count | None = None
     max_prompt_length: Count | None = None
     dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"

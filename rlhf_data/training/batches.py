@@ -113,7 +113,8 @@ def read_rows(
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
     reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
-    reads = tuple(dict.fromkeys((*reads, *([condition["on"]] if condition else []))))
+    if condition is not None and condition["on"] not in reads:
+        reads = (*reads, condition["on"])
     if lacking := [name for name in reads if name not in table.column_names]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     columns = {name: table[name].to_pylist() for name in reads}

@@ -313,7 +313,9 @@ def _reward_measures(before: Margins | None, after: Margins, seed: int) -> list[
     errors = [
         {"group": name, "n": int(here.sum())}
         | {
-            when: calibration_error(side.margin[here], side.preference[here], np.asarray(side.prompts)[here], seed)
+            when: calibration_error(
+                side.margin[here], side.preference[here], [side.prompts[i] for i in here.nonzero()[0]], seed
+            )
             for when, side in zip(("before", "after"), sides, strict=True)
         }
         | {"difference": None}
