@@ -773,8 +773,8 @@ def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[st
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
-    models = spec.score.models.values() if spec.score else ()
-    names = dict.fromkeys(model["run"] for model in models if "run" in model)
+    asked = [spec.rate.reward_model, *(spec.score.models.values() if spec.score else ())]
+    names = dict.fromkeys(model["run"] for model in asked if model and "run" in model)
     return [name for name in names if not workspace.model_of(name, limit)]
 
 

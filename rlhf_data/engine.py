@@ -188,7 +188,7 @@ def _alone(run: Path) -> Iterator[None]:
 def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
     assert spec.train is not None
-    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "rounds"}
+    elsewhere = {"model", "template", "max_length", "max_prompt_length", "condition", "blend", "rounds"}
     section = spec.train.model_dump(include=set(type(spec.train).model_fields) - elsewhere)
     tokens = spec.score or spec.train
     return {
@@ -200,6 +200,7 @@ def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) 
         "max_length": tokens.max_length or 1024,
         "max_prompt_length": tokens.max_prompt_length,
         "blend": _blend(spec, workspace, limit),
+        "condition": spec.train.condition.as_told if spec.train.condition else None,
     }
 
 
@@ -321,6 +322,8 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
         parameters["others"] = {name: _scorer(other, workspace) for name, other in parameters["others"].items()}
+    if "reward" in parameters:
+        parameters["rewarder"] = _rewarder(parameters.pop("reward"), workspace)
     if "tokenizer" in parameters:
         parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
     if "chunks" in wanted:
@@ -357,6 +360,12 @@ def _scorer(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, Pat
     from rlhf_data.scoring import score
 
     return functools.partial(score, store=workspace.scores, cache=workspace.root, **recipe)
+
+
+def _rewarder(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, Path], dict[str, Any]]:
+    from rlhf_data.scoring.rewards import reward
+
+    return functools.partial(reward, store=workspace.scores, cache=workspace.root, **recipe)
 
 
 def _keep_latest(step: Path) -> None:

@@ -21,7 +21,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from rlhf_data import files, tables
 from rlhf_data.snapshot import intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import MEASURES, Clean, Source, Spec
+from rlhf_data.spec.sections import MEASURES, REWARD_WORDS, Clean, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
@@ -170,7 +170,7 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
         made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
     text = made[-1].name
     shares = {"test": spec.split.test, "validation": spec.split.validation}
-    made.append(_rate_step(spec, text))
+    made.append(_rate_step(spec, text, workspace, limit))
     sides = {"text": text}
     if spec.split.by == "prompt_cluster":
         near = {"threshold": spec.split.near}
@@ -286,10 +286,37 @@ def _clean_step(name: str, text: str, operation: Clean, workspace: Workspace) ->
     return Step(name, f"{steps}:mark_personal_data", inputs, {**parameters, "refuse": operation.do == "quarantine"})
 
 
-def _rate_step(spec: Spec, text: str) -> Step:
-    parameters = spec.rate.model_dump(exclude={"votes"}) | {"method": spec.rate.votes}
+def _rate_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
+    if spec.rate.by == "reward_model":
+        return _reward_step(spec, text, workspace, limit)
+    parameters = spec.rate.model_dump(exclude={"votes", *REWARD_WORDS}) | {"method": spec.rate.votes}
     parameters["prior"] = None if spec.rate.prior == "none" else dict(spec.rate.prior)
     identity = {**parameters, "verifier_code": function_version(spec.rate.verifier)} if spec.rate.verifier else None
+    return Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, parameters, identity)
+
+
+def _reward_step(spec: Spec, text: str, workspace: Workspace, limit: int | None) -> Step:
+    """The step `rate` by a reward model: text becomes tokens as the model's folder says, unless the spec does."""
+    from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash, told
+
+    rate = spec.rate
+    assert rate.reward_model is not None
+    model = resolve_model(rate.reward_model, workspace, limit)
+    said = told(model)
+    recipe = {
+        "template": rate.template or said.get("template", "chat"),
+        "max_length": rate.max_length or said.get("max_length", 1024),
+        "max_prompt_length": rate.max_prompt_length or (None if rate.max_length else said.get("max_prompt_length")),
+        "dtype": rate.dtype,
+    }
+    identity = recipe | {
+        "by": rate.by,
+        "template": template_text(recipe["template"]),
+        "reward_model": content_hash(model, workspace.root),
+        "tokenizer": tokenizer_hash(model, workspace.root),
+        "scoring_code": package_version("scoring"),
+    }
+    parameters = {"by": rate.by, "reward": {**recipe, "token_budget": rate.token_budget, "model": model}}
     return Step("rate", "rlhf_data.rate.rate:rate", {"text": text}, parameters, identity)
 
 

@@ -168,7 +168,7 @@ def _scores(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> 
     """The scores of models whose content no snapshot that stays and no run names."""
     stay = [path for spec in specs.values() for path in versions(spec.versions) if path not in going]
     named = _texts([path / "manifest.json" for path in stay]) + _runs(workspace)
-    named += _texts(workspace.root.glob("steps/*/score.json"))
+    named += _texts(path for name in ("score", "rating") for path in workspace.root.glob(f"steps/*/{name}.json"))
     found: list[tuple[str, Path, str]] = []
     for recipe in sorted(workspace.scores.glob("[!.]*/recipe.json")):
         model = (files.read_json(recipe) or {}).get("model_hash")

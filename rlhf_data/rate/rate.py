@@ -1,7 +1,7 @@
 """The step `rate`: judgments become rated answers and compared pairs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rlhf_data.accounting import Count
 from rlhf_data.quarantine import Refusal, refusals
 from rlhf_data.rate import annotators, ratings, scales, votes
 from rlhf_data.rate.battles import PRIOR, Rated, by_bradley_terry, by_elo
+from rlhf_data.rate.reward_model import DETAIL, Rewarder, reward
 from rlhf_data.rate.verifier import DETAILS, find_verifier, verify
 
 # Which judgments each way of rating hears; without `by`, every kind is heard in its own way.
@@ -44,13 +45,14 @@ def rate(
     prior: Mapping[str, float] | None = PRIOR,
     elo: Mapping[str, Any] | None = None,
     verifier: str | None = None,
+    rewarder: Rewarder | None = None,
 ) -> list[Count]:
     """Judgments → rated.parquet and compared.parquet, and rating.json with what was learned of models and annotators.
 
     Args:
         inputs: one folder with completions and judgments.
         out: gets the tables, and quarantine for judgments that cannot be used.
-        by: a key of KINDS, or verifier; judgments of other kinds are filtered.
+        by: a key of KINDS, or verifier, or reward_model; judgments of other kinds are filtered.
         scale: (lowest, highest) legal rating; others are refused as `rating.out_of_scale`.
         aspects: weight of each aspect.
         missing: what becomes of an answer that lacks an aspect, see `ratings.combine_aspects`; where it is refused, it
@@ -66,6 +68,8 @@ def rate(
         elo: k, base, scale, start, see `elo.elo`. Battles come in the order of source, file and record.
         verifier: "module:function" of (messages, answer) → reward. It rates every answer that anyone judged; one that
             it gives no finite number is refused under a code of verifier.DETAILS.
+        rewarder: what runs the reward model; it rates the same answers, and those that cannot be made tokens are
+            refused under their code.
 
     Raises:
         ValueError: ratings of several aspects and no `aspects` to say how they combine; see the functions above.
@@ -75,6 +79,9 @@ def rate(
     if by == "verifier":
         assert verifier is not None
         return _by_verifier(folder, judgments, verifier, out)
+    if by == "reward_model":
+        assert rewarder is not None
+        return _by_reward_model(folder, judgments, rewarder, out)
     heard, filtered = _heard(judgments, by, aspects)
     if by in ("bradley_terry", "elo"):
         completions = _with_lengths(folder) if "length" in covariates else texts.read(folder, "completions")
@@ -142,32 +149,63 @@ def _of_battles(found: Rated, folder: Path, judgments: int, filtered: dict[str, 
 
 def _by_verifier(folder: Path, judgments: pl.DataFrame, verifier: str, out: Path) -> list[Count]:
     """Write what a verifier says of every answer that anyone judged."""
+    known, asked = _judged(folder, judgments)
+    found = verify(_texts_of(folder, asked), find_verifier(verifier))
+    refused = [
+        Refusal(code, asked.join(rows.drop("code"), on="completion_row", how="inner").sort("completion_row"), detail)
+        for code, detail in DETAILS.items()
+        if (rows := found.refused.filter(pl.col("code") == code)).height
+    ]
+    return _of_answers(known, asked, found.rewards, refused, {}, folder, out)
+
+
+def _by_reward_model(folder: Path, judgments: pl.DataFrame, rewarder: Rewarder, out: Path) -> list[Count]:
+    """Write what a reward model says of every answer that anyone judged."""
+    known, asked = _judged(folder, judgments)
+    found = reward(_texts_of(folder, asked), rewarder, out)
+    refused = [
+        Refusal(code, asked.join(rows.drop("code"), on="completion_row", how="inner").sort("completion_row"), DETAIL)
+        for code in found.refused["code"].unique().sort()
+        if (rows := found.refused.filter(pl.col("code") == code)).height
+    ]
+    return _of_answers(known, asked, found.rewards, refused, {"reward_model": found.recipe}, folder, out)
+
+
+def _judged(folder: Path, judgments: pl.DataFrame) -> tuple[int, pl.DataFrame]:
+    """How many answers there are, and those that anyone judged, each with its `judgment_rows`."""
     others = judgments.filter(pl.col("other_row").is_not_null()).select(
         completion_row="other_row", judgment_row="judgment_row"
     )
     sides = pl.concat([judgments.select("completion_row", "judgment_row"), others])
     behind = sides.group_by("completion_row").agg(judgment_rows=pl.col("judgment_row").sort())
     known = texts.read(folder, "completions", ["completion_row", "prompt_row", "source"])
-    asked = known.join(behind, on="completion_row", how="inner").sort("completion_row")
-    batches = (
-        batch.join(behind.select("completion_row"), on="completion_row", how="semi")
-        for batch in texts.completions_by_chunk(folder)
-    )
-    found = verify(batches, find_verifier(verifier))
-    rated = asked.join(found.rewards, on="completion_row", how="inner").sort("completion_row")
+    return known.height, known.join(behind, on="completion_row", how="inner").sort("completion_row")
+
+
+def _texts_of(folder: Path, asked: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    for batch in texts.completions_by_chunk(folder):
+        yield batch.join(asked.select("completion_row"), on="completion_row", how="semi")
+
+
+def _of_answers(
+    known: int,
+    asked: pl.DataFrame,
+    rewards: pl.DataFrame,
+    refused: list[Refusal],
+    told: dict[str, Any],
+    folder: Path,
+    out: Path,
+) -> list[Count]:
+    """Write the answers with their rewards."""
+    rated = asked.join(rewards, on="completion_row", how="inner").sort("completion_row")
     rated = rated.with_columns(votes=pl.col("judgment_rows").list.len().cast(pl.Int64))
-    refused = [
-        Refusal(code, asked.join(rows.drop("code"), on="completion_row", how="inner").sort("completion_row"), detail)
-        for code, detail in DETAILS.items()
-        if (rows := found.refused.filter(pl.col("code") == code)).height
-    ]
-    _write(out, folder, tables.conform(rated, "rated"), tables.empty("compared"), refused, {})
-    unjudged = known.height - asked.height
+    _write(out, folder, tables.conform(rated, "rated"), tables.empty("compared"), refused, told)
+    unjudged = known - asked.height
     return [
         Count(
             "rate",
             "completions",
-            known.height,
+            known,
             rated.height,
             quarantined={r.code: r.rows.height for r in refused},
             filtered={"without a judgment": unjudged} if unjudged else {},

@@ -6,6 +6,7 @@ from rlhf_data import rules
 from rlhf_data.report.curves import curves
 from rlhf_data.report.display import duration, environment, figure, label, model_name
 from rlhf_data.report.evaluation import measures
+from rlhf_data.report.reliability import picture
 
 SAMPLES = 8
 # Mappings within the manifest whose names say nothing that their keys do not.
@@ -43,6 +44,7 @@ def run_page(
             about=manifest.get("about"),
             took=duration(head["seconds"]) if isinstance(head["seconds"], int | float) else None,
             measures=measures(evaluation),
+            reliability=picture(evaluation),
             curves=curves(metrics),
             settings=settings(manifest),
             samples=(samples or [])[:SAMPLES],

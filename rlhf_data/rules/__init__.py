@@ -40,7 +40,9 @@ from rlhf_data.rules import (
 )
 from rlhf_data.rules.batch import (
     COLUMNS,
+    SCORES,
     STATIC,
+    WITH_SCORES,
     Completions,
     Memory,
     Pairs,
@@ -78,6 +80,7 @@ __all__ = [
     "parameters",
     "remember",
     "rule",
+    "scores",
     "table",
     "weighs_tokens",
 ]
@@ -209,6 +212,26 @@ def needs_both_classes(name: Rule) -> bool:
 def weighs_tokens(name: Rule) -> bool:
     """Whether the rule gives each token a weight of its own, for which it sees each token's log-prob."""
     return inspect.signature(_known(name).weigh).return_annotation in (TokenWeights, PairTokenWeights)
+
+
+def scores(name: Rule) -> bool:
+    """Whether a rule trains a reward head, whose score it weighs, and not a policy.
+
+    Raises:
+        ValueError: it reads log-probs as well, which a reward model does not have.
+
+    >>> scores("rm"), scores("dpo")
+    (True, False)
+    """
+    asked = needs(name)
+    if not SCORES.intersection(asked):
+        return False
+    if others := [need for need in asked if need not in SCORES | WITH_SCORES]:
+        raise ValueError(
+            f"{label(name)} reads the score of a reward head and {', '.join(others)}, which are of a policy: "
+            "train the two apart"
+        )
+    return True
 
 
 def is_static(name: Rule) -> bool:

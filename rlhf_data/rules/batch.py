@@ -209,8 +209,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     **{
         name: (name,)
         for name in (
-            *_PAIR_REFERENCES, "ref_logps", "ref_mismatched_logps", "old_logps", "chosen_score", "rejected_score",
-            "ref_token_logps", "old_token_logps", "ref_chosen_token_logps", "ref_rejected_token_logps",
+            *_PAIR_REFERENCES, "ref_logps", "ref_mismatched_logps", "old_logps", "ref_token_logps", "old_token_logps",
+            "ref_chosen_token_logps", "ref_rejected_token_logps",
         )
     },
     "chosen_log_ratio": ("ref_chosen_logps",),
@@ -231,6 +231,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rejected_token_log_ratio": ("ref_rejected_token_logps",),
 }  # fmt: skip
 
+
+# What a reward head gives: the trainer measures it, as it measures log-probs, and no snapshot holds it.
+SCORES = frozenset({"chosen_score", "rejected_score"})
+# What a rule over these may name beside them: a reward model has no log-probs.
+WITH_SCORES = frozenset({"preference", "margin", "weight", "chosen_n_tokens", "rejected_n_tokens"})
 
 # Quantities that are known before the policy runs: what was measured without it, and what follows from that alone.
 STATIC = frozenset(

@@ -293,15 +293,21 @@ def _likeness(log_weight: "Tensor", clamp: str) -> "Tensor":
 
 
 def rm(
-    chosen_score: "Tensor", rejected_score: "Tensor", *, margin: NotNegative = 0.0, centre: NotNegative = 0.0
+    chosen_score: "Tensor",
+    rejected_score: "Tensor",
+    preference: "Tensor",
+    *,
+    margin: NotNegative = 0.0,
+    centre: NotNegative = 0.0,
 ) -> PairWeights:
     """Train a reward head to score the chosen answer higher; the weights are of ∇score, not of ∇log π.
 
-        w₊ = σ(m − (r₊ − r₋)) − 2k (r₊ + r₋),  w₋ = σ(m − (r₊ − r₋)) + 2k (r₊ + r₋)
+        w₊ = v − 2k (r₊ + r₋),  w₋ = v + 2k (r₊ + r₋),  v = p σ(m − (r₊ − r₋)) − (1 − p) σ(m + (r₊ − r₋))
 
     Args:
         chosen_score: r₊, the head's score of the chosen completion, (n,).
         rejected_score: r₋, the same of the rejected one, (n,).
+        preference: p, probability that chosen is the better one, (n,); 1 is the published rule.
         margin: m, ≥ 0: how far apart the scores should be.
         centre: k, ≥ 0: how strongly the mean score of a pair is drawn to 0.
 
@@ -312,19 +318,87 @@ def rm(
     al. 2023, arXiv:2307.09288; centring as in Eisenstein et al. 2023, arXiv:2312.09244.
 
     >>> import torch
-    >>> rm(torch.tensor([1.0]), torch.tensor([1.0]), centre=0.1)
+    >>> rm(torch.tensor([1.0]), torch.tensor([1.0]), torch.ones(1), centre=0.1)
     PairWeights(chosen=tensor([0.1000]), rejected=tensor([0.9000]))
     """
-    push = (margin - (chosen_score - rejected_score)).sigmoid()
-    drawn = 2 * centre * (chosen_score + rejected_score)
-    return PairWeights(chosen=push - drawn, rejected=push + drawn)
+    return _head_weights(chosen_score, rejected_score, preference, margin, centre)
 
 
 def rm_loss(
-    chosen_score: "Tensor", rejected_score: "Tensor", *, margin: NotNegative = 0.0, centre: NotNegative = 0.0
+    chosen_score: "Tensor",
+    rejected_score: "Tensor",
+    preference: "Tensor",
+    *,
+    margin: NotNegative = 0.0,
+    centre: NotNegative = 0.0,
 ) -> "Tensor":
-    """−log σ(r₊ − r₋ − m) + k (r₊ + r₋)² of each pair, (n,)."""
-    return softplus(margin - (chosen_score - rejected_score)) + centre * (chosen_score + rejected_score) ** 2
+    """−p log σ(r₊ − r₋ − m) − (1 − p) log σ(r₋ − r₊ − m) + k (r₊ + r₋)² of each pair, (n,)."""
+    return _head_loss(chosen_score, rejected_score, preference, margin, centre)
+
+
+def rm_margin(
+    chosen_score: "Tensor",
+    rejected_score: "Tensor",
+    preference: "Tensor",
+    margin: "Tensor",
+    *,
+    scale: NotNegative = 1.0,
+    centre: NotNegative = 0.0,
+) -> PairWeights:
+    """Train a reward head to score the chosen answer higher by what the raters saw between the two.
+
+        w₊ = v − 2k (r₊ + r₋),  w₋ = v + 2k (r₊ + r₋),  v = p σ(s m − (r₊ − r₋)) − (1 − p) σ(s m + (r₊ − r₋))
+
+    Parts from `rm` in m, which is each row's own here.
+
+    Args:
+        chosen_score: r₊, the head's score of the chosen completion, (n,).
+        rejected_score: r₋, the same of the rejected one, (n,).
+        preference: p, probability that chosen is the better one, (n,); 1 is the published rule.
+        margin: m, the gap of the two rewards, ≥ 0, (n,).
+        scale: s, ≥ 0: nats of score for a unit of that gap.
+        centre: k, ≥ 0: how strongly the mean score of a pair is drawn to 0.
+
+    Returns:
+        Weights of either sign, each (n,).
+
+    Source: Touvron et al. 2023, arXiv:2307.09288, equation 2; centring as in Eisenstein et al. 2023, arXiv:2312.09244.
+
+    >>> import torch
+    >>> rm_margin(torch.tensor([1.0]), torch.tensor([0.0]), torch.ones(1), torch.tensor([1.0])).chosen
+    tensor([0.5000])
+    """
+    return _head_weights(chosen_score, rejected_score, preference, scale * margin, centre)
+
+
+def rm_margin_loss(
+    chosen_score: "Tensor",
+    rejected_score: "Tensor",
+    preference: "Tensor",
+    margin: "Tensor",
+    *,
+    scale: NotNegative = 1.0,
+    centre: NotNegative = 0.0,
+) -> "Tensor":
+    """−p log σ(r₊ − r₋ − s m) − (1 − p) log σ(r₋ − r₊ − s m) + k (r₊ + r₋)² of each pair, (n,)."""
+    return _head_loss(chosen_score, rejected_score, preference, scale * margin, centre)
+
+
+def _head_weights(
+    chosen: "Tensor", rejected: "Tensor", preference: "Tensor", margin: "Tensor | float", centre: float
+) -> PairWeights:
+    gap = chosen - rejected
+    push = preference * (margin - gap).sigmoid() - (1 - preference) * (margin + gap).sigmoid()
+    drawn = 2 * centre * (chosen + rejected)
+    return PairWeights(chosen=push - drawn, rejected=push + drawn)
+
+
+def _head_loss(
+    chosen: "Tensor", rejected: "Tensor", preference: "Tensor", margin: "Tensor | float", centre: float
+) -> "Tensor":
+    gap = chosen - rejected
+    told = preference * softplus(margin - gap) + (1 - preference) * softplus(margin + gap)
+    return told + centre * (chosen + rejected) ** 2
 
 
 def _log(margin: "Tensor") -> "Tensor":
@@ -340,6 +414,7 @@ RULES = {
     "ipo_avg": ipo_avg,
     "wpo": wpo,
     "rm": rm,
+    "rm_margin": rm_margin,
 }
 LOSSES = {
     "odpo": odpo_loss,
@@ -350,4 +425,5 @@ LOSSES = {
     "ipo_avg": ipo_avg_loss,
     "wpo": wpo_loss,
     "rm": rm_loss,
+    "rm_margin": rm_margin_loss,
 }

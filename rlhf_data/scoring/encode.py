@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_data.scoring.condition import MARK
 from rlhf_data.scoring.identity import template_text
 from rlhf_data.scoring.recipe import prompt_limit
 
@@ -37,6 +38,7 @@ class _Rendered(NamedTuple):
     prompt: str
     tail: str
     refused: str | None
+    kept: tuple[str, str] | None = None  # of a conditioned prompt: the text of its class, and all of that turn
 
 
 def encode(
@@ -59,14 +61,14 @@ def encode(
         max_length: most tokens of prompt and completion together; a longer completion loses its last ones, and so its
             end token.
         max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default; a longer prompt loses its oldest
-            ones, except a BOS.
+            ones, except a BOS and the text of its class (see `condition`).
 
     Raises:
         ValueError: no such template, or lengths that leave no room.
     """
     limit = prompt_limit(max_length, max_prompt_length)
     rendered = _render_all(tokenizer, prompts, completions, template)
-    prompt_ids = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, limit)
+    prompt_ids = _prompt_ids(tokenizer, rendered, template, limit)
     tails = _tokenise(tokenizer, [row.tail for row in rendered])
     encoded = Encoded([], [], [], [])
     for row, (before, prompt_cut), tail in zip(rendered, prompt_ids, tails, strict=True):
@@ -106,7 +108,7 @@ def _prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]], template: str, limit: int
 ) -> list[tuple[list[int], str | None]]:
     rendered = _render_all(tokenizer, prompts, [""] * len(prompts), template)
-    encoded = _prompt_ids(tokenizer, [row.prompt for row in rendered], template, limit)
+    encoded = _prompt_ids(tokenizer, rendered, template, limit)
     return [
         (ids, row.refused or (None if ids else "prompt.empty")) for row, (ids, _) in zip(rendered, encoded, strict=True)
     ]
@@ -123,8 +125,11 @@ def _render_all(
     known: dict[tuple, str | None] = {}
     rows = []
     for messages, completion in zip(prompts, completions, strict=True):
-        key = tuple((message["role"], message["content"]) for message in messages)
-        if any(special.search(text) for text in (completion, *(content for _, content in key))):
+        key = tuple((message["role"], message["content"], message.get(MARK) or "") for message in messages)
+        if any(
+            special.search(text)
+            for text in (completion, *(text for _, content, mark in key for text in (content, mark)))
+        ):
             rows.append(_Rendered("", "", "text.special_token"))
             continue
         if key not in known:
@@ -135,7 +140,8 @@ def _render_all(
         elif not whole.startswith(before):
             rows.append(_Rendered("", "", "template.prefix"))
         else:
-            rows.append(_Rendered(before, whole[len(before) :], None))
+            kept = next(((mark, content) for _, content, mark in key if mark), None)
+            rows.append(_Rendered(before, whole[len(before) :], None, kept))
     return rows
 
 
@@ -173,10 +179,11 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], template: str, limit: int
+    tokenizer: PreTrainedTokenizerBase, rendered: Sequence[_Rendered], template: str, limit: int
 ) -> list[tuple[list[int], bool]]:
     """(ids, whether tokens were cut) of each prompt; equal texts are tokenised once and share one list."""
-    distinct = list(dict.fromkeys(texts))
+    classes = {row.prompt: row.kept for row in rendered}
+    distinct = list(classes)
     bos = tokenizer.bos_token_id
     start = [bos] if template == "plain" and bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
     cut = {}
@@ -186,8 +193,27 @@ def _prompt_ids(
             whole = whole[1:]
         keep = whole[:1] if whole[:1] == [bos] else []
         fits = len(whole) <= limit
+        if not fits:
+            keep = keep + _class_ids(tokenizer, text, classes[text], limit - len(keep))
         cut[text] = (whole if fits else (keep + whole[len(whole) - limit + len(keep) :]), not fits)
-    return [cut[text] for text in texts]
+    return [cut[row.prompt] for row in rendered]
+
+
+def _class_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, kept: tuple[str, str] | None, room: int) -> list[int]:
+    """What to put before the last tokens of a cut prompt, so that the text of its class is among them."""
+    if kept is None:
+        return []
+    mark, turn = kept
+    at = max(prompt.rfind(turn.strip()), 0) if mark in turn else prompt.rfind(mark)
+    if len(_tokenise(tokenizer, [prompt[max(at, 0) :]])[0]) <= room:
+        return []  # it is near enough to the end to stay
+    ids = _tokenise(tokenizer, [mark])[0]
+    if len(ids) >= room:
+        raise ValueError(
+            f"max_prompt_length leaves {room} tokens, and the text of a class is {len(ids)} ({mark!r}): raise it, or "
+            "shorten the text"
+        )
+    return ids
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

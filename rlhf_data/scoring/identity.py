@@ -5,6 +5,7 @@ folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors, as pef
 model. `path` may be such a folder itself: its base is then the model that its configuration names.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from xxhash import xxh3_128_hexdigest
 from rlhf_data import files
 from rlhf_data.scoring.adapters import CONFIG, adapter_config, adapter_hash
 
+TOLD = "rlhf_data.json"
+_TEMPLATE = "rlhf_data.jinja"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
 _TOKENIZER = (
@@ -91,6 +94,24 @@ def template_text(template: str) -> str:
     if not path.is_file():
         raise ValueError(f"template is {template!r}: it must be chat, plain, or the path of a .jinja file")
     return path.read_text()
+
+
+def told(reference: dict[str, Any]) -> dict[str, Any]:
+    """How a model that we trained reads text: template, lengths, condition; empty where its folder does not say."""
+    if not (folder := Path(str(reference.get("path", ""))).expanduser()).is_dir():
+        return {}
+    said: dict[str, Any] = files.read_json(folder / TOLD) or {}
+    beside = folder / str(said.get("template"))
+    return said | {"template": str(beside)} if beside.is_file() else said
+
+
+def tell(folder: Path, said: dict[str, Any]) -> None:
+    """Write into a model's folder what `told` reads; a template's file goes with it."""
+    template = said["template"]
+    if template not in ("chat", "plain"):
+        files.write_text(folder / _TEMPLATE, template_text(template))
+        said = said | {"template": _TEMPLATE}
+    files.write_text(folder / TOLD, json.dumps(said, indent=2))
 
 
 def find(reference: dict[str, Any]) -> Path:

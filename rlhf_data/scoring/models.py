@@ -3,6 +3,7 @@
 A reference is a dict {"path", "gguf_file"?, "revision"?, "adapter"?}; see `identity`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def load(
     device: str = "auto",
     max_length: int | None = None,
     cache: Path,
+    read: Callable[..., PreTrainedModel] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in eval mode: no dropout in any pass of ours.
 
@@ -35,6 +37,7 @@ def load(
         device: "auto" takes the first CUDA device, else the CPU.
         max_length: most tokens that it will read at once.
         cache: a folder for digests and dequantised models.
+        read: (folder, dtype=…, local_files_only=…) → model, for one with another head.
 
     Raises:
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
@@ -44,9 +47,10 @@ def load(
     folder, precision = plain_folder(base, cache), _DTYPES[dtype_name(dtype, device)]
     first = precision if adapter is None else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=first, local_files_only=True)
+        model = (read or AutoModelForCausalLM.from_pretrained)(folder, dtype=first, local_files_only=True)
     except Exception as error:  # a damaged file, an unknown architecture, missing code: each raises its own
-        raise ValueError(f"{folder} does not load as a causal language model: {error}") from error
+        kind = "a causal language model" if read is None else "a reward model"
+        raise ValueError(f"{folder} does not load as {kind}: {error}") from error
     if adapter is not None:
         model = merged(model, adapter).to(precision)  # pyright: ignore[reportArgumentType]: as below
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

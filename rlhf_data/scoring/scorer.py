@@ -272,8 +272,9 @@ def _runner(
         compile_layers(model, layout)
 
     def measure(groups: Sequence[Group]) -> Sequence[list[list[Tensor]]]:
-        both = token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout),)
-        return both
+        if squares:
+            return token_logps_and_squares(model, groups, layout)
+        return (token_logps(model, groups, layout),)
 
     return _Runner(measure, layout, budget)
 

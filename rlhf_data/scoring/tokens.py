@@ -121,6 +121,7 @@ def folder(
     template: str,
     max_length: int,
     max_prompt_length: int,
+    condition: Mapping[str, Any] | None = None,
     cache: Path,
 ) -> Path:
     """Where the token ids of a split stand.
@@ -133,6 +134,7 @@ def folder(
         template: see `encode`, and so are the lengths.
         max_length: see `encode`.
         max_prompt_length: most tokens of a prompt.
+        condition: what classes are written into the prompts, see `condition`.
         cache: folder for digests, and for token ids that cannot stand beside their snapshot.
     """
     data = sorted((snapshot / "data").glob(f"{split}-*.parquet"))
@@ -143,6 +145,7 @@ def folder(
         "max_length": max_length,
         "max_prompt_length": max_prompt_length,
         "code": ENCODING,
+        **({"condition": dict(condition)} if condition else {}),
     }
     beside = snapshot.resolve().parent
     published = (beside / "refs").is_dir() and os.access(beside, os.W_OK)
@@ -223,10 +226,10 @@ def _encoded(
     asked: dict[tuple, int] = {}  # each completion of a prompt once, however many pairs it stands in
     at = {side: np.empty(len(prompts), np.int64) for side in texts}
     for i, messages in enumerate(prompts):
-        key = tuple((message["role"], message["content"]) for message in messages)
+        key = tuple(tuple((name, text) for name, text in one.items() if text is not None) for one in messages)
         for side, column in texts.items():
             at[side][i] = asked.setdefault((key, column[i]), len(asked))
-    messages = [[{"role": role, "content": content} for role, content in key] for key, _ in asked]
+    messages = [[dict(one) for one in key] for key, _ in asked]
     made = encode(tokenizer, messages, [text for _, text in asked], template=template, **lengths)  # type: ignore[arg-type]
     pool: dict[bytes, int] = {}
     kind = np.dtype(width.to_pandas_dtype())

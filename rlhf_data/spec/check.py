@@ -74,6 +74,8 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
     for path, model in _models(spec):
         if "path" in model:
             yield from _model(path, model)
+    if spec.rate.reward_model is not None:
+        yield from _tokens("rate", spec.rate)
     for part in ("score", "train"):
         section = getattr(spec, part)
         if section is not None:
@@ -196,6 +198,8 @@ def _mix(spec: Spec) -> Iterator[Found]:
 
 def _models(spec: Spec) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every model that a spec names, with its place."""
+    if spec.rate.reward_model is not None:
+        yield ("rate", "reward_model"), spec.rate.reward_model
     for place, model in spec.score.models.items() if spec.score else ():
         yield ("score", *place.split(".")), model
     if spec.train is not None:
@@ -371,7 +375,10 @@ def _train(spec: Spec) -> Iterator[Found]:
     if lacking := [column for column in _stored(train.rule, train) if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
         yield ("train", "rule"), f"{what}; {_instead(lacking)}"
-    yield from _references(spec, name, [c for c in _stored(train.rule, train) if c in held])
+    if rules.scores(train.rule) and spec.evaluate is not None and spec.evaluate.verifier is not None:
+        yield ("evaluate", "verifier"), "a reward model writes no answers for a verifier to grade; leave it out"
+    references = [c for c in _stored(train.rule, train) if c in held]
+    yield from _references(spec, name, references)
     if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":
         yield (
             ("train", "rule"),
@@ -379,6 +386,8 @@ def _train(spec: Spec) -> Iterator[Found]:
         )
     if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
         yield ("shape", "ties"), f"{name} does not read `preference`, so ties must be drop"
+    if train.condition is not None:
+        yield from _condition(spec, references)
     for key in ("template", "max_length", "max_prompt_length"):
         if spec.score is not None and getattr(train, key) is not None:
             yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
@@ -465,12 +474,29 @@ def _rule_parameters(path: Path, section: Any) -> Iterator[Found]:
         yield from _raised((*path, key), rules.check_parameters, section.rule, {key: value})
 
 
+def _condition(spec: Spec, references: list[str]) -> Iterator[Found]:
+    """Problems of the classes that a policy is conditioned on; categories are known once the data is read."""
+    train = spec.train
+    assert train is not None and train.condition is not None
+    path, condition = ("train", "condition"), train.condition
+    if references:
+        what = f"{rules.label(train.rule)} reads {', '.join(references)}, which are of prompts without a class"
+        yield path, f"{what}; take a rule without a reference, such as c_rlft, or leave condition out"
+    if condition.on == "label" and spec.shape.to == "paired":
+        yield (*path, "on"), "the paired table has no label; condition on source or category, or shape to: unpaired"
+    if condition.on == "source":
+        for unknown in condition.text.keys() - spec.sources.keys():
+            yield (*path, "text", unknown), f"no source of this name; {did_you_mean(unknown, spec.sources)}"
+        if absent := spec.sources.keys() - condition.text.keys():
+            yield (*path, "text"), f"says nothing of {', '.join(sorted(absent))}; every source is a class"
+
+
 def _rule(path: Path, rule: Any) -> Iterator[Found]:
     """Problems of a rule by itself: its name, its formulas, the terms of its sum."""
     if isinstance(rule, str) and ":" not in rule and rule not in rules.RULES:
         yield path, f"no rule named {rule!r}; {did_you_mean(rule, rules.RULES)}"
         return
-    yield from _raised(path, rules.needs, rule)
+    yield from _raised(path, rules.scores, rule)
 
 
 def _references(spec: Spec, name: str, columns: list[str]) -> Iterator[Found]:
@@ -490,8 +516,6 @@ def _references(spec: Spec, name: str, columns: list[str]) -> Iterator[Found]:
 
 def _instead(lacking: list[str]) -> str:
     """What to do about columns that no snapshot holds."""
-    if any(column.endswith("_score") for column in lacking):
-        return "it is the score of a reward head, which this trainer does not train yet"
     return "take the rule's form against the reference, or write these numbers into the Parquet yourself"
 
 

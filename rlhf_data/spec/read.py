@@ -75,6 +75,7 @@ def read_all(
 def runs_wanted(spec: sections.Spec) -> set[str]:
     """Names of the specs whose runs this spec starts from."""
     models = [*(spec.score.models.values() if spec.score else ()), *([spec.train.model] if spec.train else ())]
+    models += [spec.rate.reward_model] if spec.rate.reward_model is not None else []
     return {model["run"] for model in models if "run" in model}
 
 

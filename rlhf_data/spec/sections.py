@@ -164,6 +164,15 @@ def _function(value: str) -> str:
     return value
 
 
+def _class(value: Any) -> Any:
+    """YAML's true and false name the classes of labels."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
+
+
+def _classes(value: Any) -> Any:
+    return {_class(name): text for name, text in value.items()} if isinstance(value, dict) else value
+
+
 class Prior(Section):
     """Standard deviations of the Gaussian priors of Bradley–Terry, in nats."""
 
@@ -193,6 +202,8 @@ def _prior(value: Any) -> Any:
     return value
 
 
+# How a reward model is asked: which one, and how text becomes tokens.
+REWARD_WORDS = ("reward_model", "template", "max_length", "max_prompt_length", "dtype", "token_budget")
 # Words that mean something to some ways of rating only.
 RATE_WORDS = {
     "scale": (None, "rating", "aspects"),
@@ -205,6 +216,7 @@ RATE_WORDS = {
     "covariates": ("bradley_terry",),
     "prior": ("bradley_terry",),
     "elo": ("elo",),
+    **dict.fromkeys(REWARD_WORDS, ("reward_model",)),
 }
 
 
@@ -217,7 +229,7 @@ class Rate(Section):
             AfterValidator(
                 one_of(
                     "rating", "aspects", "votes", "rank", "label", "bradley_terry", "elo", "verifier",
-                    later=("reward_model",),
+                    "reward_model",
                 )
             ),
         ]
@@ -235,6 +247,14 @@ class Rate(Section):
     prior: Annotated[Literal["none"] | Prior, BeforeValidator(_prior)] = Prior()
     elo: Elo = Elo()
     verifier: Annotated[str, AfterValidator(_function)] | None = None
+    reward_model: ModelReference | None = None
+    template: str | None = Field(default=None, description="as the reward model was trained by default")
+    max_length: Count | None = None
+    max_prompt_length: Count | None = None
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+    token_budget: Count | None = Field(
+        default=None, description="tokens of a forward pass; speed and memory, not numbers"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "Rate":
@@ -244,6 +264,8 @@ class Rate(Section):
             raise _refuse("by: aspects and aspects: {NAME: WEIGHT, …} belong together")
         if (self.by == "verifier") != (self.verifier is not None):
             raise _refuse("by: verifier and verifier: module:function belong together")
+        if (self.by == "reward_model") != (self.reward_model is not None):
+            raise _refuse("by: reward_model and reward_model: {run: NAME} belong together")
         if self.scale is not None and self.by not in RATE_WORDS["scale"]:
             raise _refuse(f"scale is of ratings, and rate is by {self.by}; leave one of them out")
         if "votes" in self.model_fields_set and self.by not in RATE_WORDS["votes"]:
@@ -516,6 +538,33 @@ class Blend(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Condition(Section):
+    """The class that a policy is conditioned on: its text stands in the prompt, in training and when it answers."""
+
+    on: Annotated[str, AfterValidator(one_of("label", "source", "category"))]
+    text: Annotated[dict[str, Annotated[str, Field(min_length=1)]], BeforeValidator(_classes), Field(min_length=2)]
+    place: Annotated[str, AfterValidator(one_of("user", "system", "template"))] = "user"
+    infer: Annotated[str | None, BeforeValidator(_class)] = Field(
+        default=None, description="the class that is asked for; true of labels, else the first, by default"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Condition":
+        if self.on == "label" and self.text.keys() != {"true", "false"}:
+            raise _refuse("a label is true or false; write text: {true: …, false: …}")
+        if self.infer is not None and self.infer not in self.text:
+            raise _refuse(f"infer: no class {self.infer!r}; {did_you_mean(self.infer, self.text)}")
+        if len(set(self.text.values())) < len(self.text):
+            raise _refuse("two classes have the same text; a policy could not tell them apart")
+        return self
+
+    @property
+    def as_told(self) -> dict[str, Any]:
+        """The same as the trainer takes it."""
+        infer = self.infer or ("true" if self.on == "label" else next(iter(self.text)))
+        return {"on": self.on, "text": dict(self.text), "place": self.place, "infer": infer}
+
+
 class Train(BaseModel):
     """How a policy is trained on the snapshot; keys that are not here are the rule's own parameters."""
 
@@ -548,6 +597,7 @@ class Train(BaseModel):
     template: str | None = None
     max_length: Count | None = None
     max_prompt_length: Count | None = None
+    condition: Condition | None = None
     blend: Annotated[list[Blend], Field(min_length=1)] | None = Field(
         default=None, description="further tables in the same step"
     )

@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rlhf_data.order import batches_from as batches_from
 from rlhf_data.order import order as order
 from rlhf_data.order import steps_of_epoch as steps_of_epoch
 from rlhf_data.rules.batch import counted_by
+from rlhf_data.scoring.condition import with_classes
 from rlhf_data.scoring.packs import Group
 from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, complete, read_tokens
 
@@ -98,6 +99,7 @@ def read_rows(
     max_prompt_length: int | None,
     groups: bool = False,
     stored: Path | None = None,
+    condition: Mapping[str, Any] | None = None,
 ) -> Rows:
     """Encode the rows of a split.
 
@@ -117,15 +119,22 @@ def read_rows(
         groups: whether to read which rows are answers to one prompt.
         stored: the folder of `scoring.tokens.folder` and in it the split's name: token ids that are there are read,
             others are made and kept there; None keeps nothing.
+        condition: see `scoring.condition`; each row's class then stands in its prompt.
 
     Raises:
         ValueError: a table of another kind, empty columns, soft preferences where none are welcome, or no row left.
     """
     reads = (*(_PAIRED if kind == "paired" else _UNPAIRED), *(["prompt_id"] if groups else []), *filled)
+    if condition is not None and condition["on"] not in reads:
+        reads = (*reads, condition["on"])
     known = stored is not None and _TEXTS.isdisjoint(table.column_names)
     if lacking := [name for name in reads if name not in table.column_names and not (known and name in _TEXTS)]:
         raise ValueError(f"{purpose} reads a snapshot of shape {kind}; this one has no column {', '.join(lacking)}")
     ids = table[reads[0]]
+    if condition is not None and not known:
+        at = table.column_names.index("prompt")
+        classes = with_classes(table["prompt"].to_pylist(), table[condition["on"]].to_pylist(), condition)
+        table = table.set_column(at, "prompt", pa.chunked_array([pa.array(classes)]))
     sides = ("chosen", "rejected") if kind == "paired" else ("completion",)
     encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
     texts = {name: _text(table, name) for name in ("prompt", *sides)}

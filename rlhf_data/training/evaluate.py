@@ -11,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf_data.scoring import models
+from rlhf_data.scoring.condition import for_inference
 from rlhf_data.scoring.encode import Message, prompt_limit, refused_prompts
+from rlhf_data.scoring.identity import told
 from rlhf_data.scoring.logprobs import default_budget, layout_of
+from rlhf_data.scoring.rewards import is_reward_model, layout_of_scores, load_reward_model
 from rlhf_data.scoring.tokens import folder as tokens_folder
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
+from rlhf_data.training.calibration import calibration_error, log_loss, reliability
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.generate import generate
 from rlhf_data.training.step import Policy, sequence_logps
@@ -29,8 +33,9 @@ class Margins(NamedTuple):
     """What a model thinks of pairs, each (n,).
 
     Attributes:
-        margin: log π(chosen) − log π(rejected), nats.
+        margin: log π(chosen) − log π(rejected), nats; of a reward model, the difference of its scores.
         log_ratio_margin: the same minus the stored reference's; None where the snapshot is not scored.
+        preference: the share of raters who chose the chosen one.
         groups: of each pair, for a line each.
         prompts: the prompt of each pair: pairs of one prompt do not speak for themselves.
         dropped: pairs that could not be measured, by code.
@@ -38,6 +43,7 @@ class Margins(NamedTuple):
 
     margin: np.ndarray
     log_ratio_margin: np.ndarray | None
+    preference: np.ndarray
     groups: list[str | None]
     prompts: list[str]
     dropped: dict[str, int]
@@ -94,13 +100,14 @@ def compare(
         progress: whether bars are shown.
 
     Returns:
-        {"split", "by", "measures", "left_out", "samples"}. `left_out` counts pairs and prompts that could not be
-        encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for all), "n",
-        "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 % bootstrap
-        interval, that of the difference over paired differences.
+        {"split", "by", "measures", "left_out", "samples", "calibration"}. `left_out` counts pairs and prompts that
+        could not be encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for
+        all), "n", "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 %
+        bootstrap interval, that of the difference over paired differences. `calibration` is empty but of a reward
+        model: a list of {"group", "n", "bins"}, see `calibration.reliability`.
 
     Raises:
-        ValueError: no such split or verifier.
+        ValueError: no such split or verifier, or a verifier for a reward model, which writes nothing.
     """
     table = read_split(snapshot, split)
     tokens = {
@@ -108,25 +115,29 @@ def compare(
         "max_length": max_length,
         "max_prompt_length": prompt_limit(max_length, max_prompt_length),
     }
-    measures, shown = [], []
+    measures, shown, calibration = [], [], []
     left_out: dict[str, int] = {}
+    scored = is_reward_model(after)
+    if scored and verifier is not None:
+        raise ValueError("a reward model writes no answers for a verifier to grade: leave verifier out")
     if "chosen" in table.column_names:
         manifest = manifest_of(snapshot)
         numeric = {"dtype": dtype, "token_budget": token_budget, "cache": cache}
-        sides = [
-            pair_margins(
-                model,
-                table,
-                by=by,
-                recipe=manifest.get("score"),
-                stored=tokens_folder(snapshot, manifest, split, model=model, cache=cache, **tokens) / split,
-                **tokens,
-                **numeric,
-            )
-            for model in (before, after)
-        ]
-        measures += _pair_measures(sides[0], sides[1], seed)
-        left_out |= sides[1].dropped
+        recipe = None if scored else manifest.get("score")
+
+        def margins(model: dict[str, Any]) -> Margins:
+            place = tokens_folder(snapshot, manifest, split, model=model, cache=cache, **tokens) / split
+            return pair_margins(model, table, by=by, recipe=recipe, stored=place, **tokens, **numeric)
+
+        # What had no head before has no scores to compare with.
+        first = margins(before) if not scored or is_reward_model(before) else None
+        second = margins(after)
+        if scored:
+            measures += _reward_measures(first, second, seed)
+            calibration = _calibration(second)
+        elif first is not None:
+            measures += _pair_measures(first, second, seed)
+        left_out |= second.dropped
     if verifier is not None:
         rate = find_verifier(verifier)
         limit = tokens["max_prompt_length"]
@@ -143,7 +154,10 @@ def compare(
         lines = _lines(answers[0].rewards, answers[1].rewards, groups, prompt_ids, seed)
         measures.append({"name": "verifier reward", "about": about, "share": False, "lines": lines})
         shown = [_sample(row, rate, *(side.texts[k][0] for side in answers)) for k, row in enumerate(asked[:_SHOWN])]
-    return {"split": split, "by": by, "measures": measures, "left_out": left_out, "samples": shown}
+    return {"split": split, "by": by, "measures": measures, "left_out": left_out} | {
+        "samples": shown,
+        "calibration": calibration,
+    }
 
 
 def pair_margins(
@@ -160,7 +174,9 @@ def pair_margins(
     cache: Path,
     stored: Path | None = None,
 ) -> Margins:
-    """A model's log-prob margins of held-out pairs.
+    """A model's log-prob margins of held-out pairs, or a reward model's margins of scores.
+
+    A model that was conditioned on classes is asked for its best one, and then compared with no stored reference.
 
     Args:
         model: its reference.
@@ -181,18 +197,25 @@ def pair_margins(
     encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
     if recipe is not None:
         check_encoding(recipe, encoding)
-    filled = _REFERENCES if recipe is not None else ()
-    net, tokenizer = models.load(model, dtype=dtype, device="auto", max_length=max_length, cache=cache)
+    scores, conditioned = is_reward_model(model), bool(told(model).get("condition"))
+    filled = _REFERENCES if recipe is not None and not conditioned else ()
+    if conditioned:  # other tokens than those that are stored
+        asked = for_inference(table["prompt"].to_pylist(), model)
+        table, stored = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(asked)), None
+    load = load_reward_model if scores else models.load
+    net, tokenizer = load(model, dtype=dtype, device="auto", max_length=max_length, cache=cache)
     rows = read_rows(
         table, tokenizer, kind="paired", filled=filled, soft=True, purpose="evaluation", stored=stored, **encoding
     )
-    policy = Policy(net, layout_of(net), token_budget or default_budget(net))
+    layout = layout_of_scores(net) if scores else layout_of(net)
+    policy = Policy(net, layout, token_budget or default_budget(net), scores=scores)
     logps = sequence_logps(policy, rows.groups).cpu().numpy()
     margin = logps[:, 0] - logps[:, 1]
     references = [np.asarray(rows.columns[name]) for name in filled]
     gained = margin - (references[0] - references[1]) if references else None
-    groups = list(rows.columns[by]) if by else []
-    return Margins(margin, gained, groups, list(rows.columns["prompt_id"]), rows.dropped)
+    preference = np.asarray(rows.columns["preference"], dtype=float)
+    names = list(rows.columns[by]) if by else []
+    return Margins(margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
 
 
 def answer(
@@ -218,7 +241,7 @@ def answer(
         ValueError: a reward that is no number.
     """
     net, tokenizer = models.load(model, dtype=dtype, device="auto", cache=cache)
-    texts = generate(net, tokenizer, prompts, **sampling)
+    texts = generate(net, tokenizer, for_inference(prompts, model), **sampling)
     rewards = [_rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)]
     return Answers(texts, np.asarray(rewards))
 
@@ -275,6 +298,54 @@ def _pair_measures(before: Margins, after: Margins, seed: int) -> list[dict[str,
     return measures
 
 
+def _reward_measures(before: Margins | None, after: Margins, seed: int) -> list[dict[str, Any]]:
+    """Accuracy, log loss and calibration error of a reward model, with those of the one it started from, if any."""
+    sides = (after if before is None else before, after)
+    kinds: list[tuple[str, str, bool, Callable[[Margins], np.ndarray]]] = [
+        (
+            "reward accuracy",
+            "share of held-out pairs whose chosen answer the reward model scores higher; a tie counts one half",
+            True,
+            lambda side: _hits(side.margin),
+        ),
+        (
+            "reward log loss",
+            "nats a held-out pair, of the probability that the model gives what the raters chose; ln 2 knows nothing",
+            False,
+            lambda side: log_loss(side.margin, side.preference),
+        ),
+    ]
+    measures = []
+    for name, about, share, values in kinds:
+        lines = _lines(values(sides[0]), values(sides[1]), after.groups, after.prompts, seed)
+        measures.append({"name": name, "about": about, "share": share, "lines": lines})
+    about = "how far the model's certainty is from the share of raters who agree, over ten bins"
+    errors = [
+        {"group": name, "n": int(here.sum())}
+        | {
+            when: calibration_error(
+                side.margin[here], side.preference[here], [side.prompts[i] for i in here.nonzero()[0]], seed
+            )
+            for when, side in zip(("before", "after"), sides, strict=True)
+        }
+        | {"difference": None}
+        for name, here in _members(after.groups, len(after.margin)).items()
+    ]
+    measures.append({"name": "calibration error", "about": about, "share": False, "lines": errors})
+    if before is None:
+        for measure in measures:
+            measure["lines"] = [{**line, "before": None, "difference": None} for line in measure["lines"]]
+    return measures
+
+
+def _calibration(side: Margins) -> list[dict[str, Any]]:
+    """The reliability table of all pairs, and of each group."""
+    return [
+        {"group": name, "n": int(here.sum()), "bins": reliability(side.margin[here], side.preference[here])}
+        for name, here in _members(side.groups, len(side.margin)).items()
+    ]
+
+
 def _hits(margin: np.ndarray) -> np.ndarray:
     return (margin > 0) + 0.5 * (margin == 0)
 
@@ -282,11 +353,14 @@ def _hits(margin: np.ndarray) -> np.ndarray:
 def _lines(
     before: np.ndarray, after: np.ndarray, groups: Sequence[str | None], prompts: Sequence[str], seed: int
 ) -> list[dict[str, Any]]:
-    names = sorted({name for name in groups if name is not None})
-    members = {name: np.asarray([group == name for group in groups]) for name in names}
-    everyone = {None: np.ones(len(after), dtype=bool)}
-    ids = np.asarray(prompts)
-    return [_line(name, before[m], after[m], ids[m], seed) for name, m in (everyone | members).items()]
+    ids, members = np.asarray(prompts), _members(groups, len(after))
+    return [_line(name, before[m], after[m], ids[m], seed) for name, m in members.items()]
+
+
+def _members(groups: Sequence[str | None], n: int) -> dict[str | None, np.ndarray]:
+    """Which of n rows belong to each group, those by name after None, all rows."""
+    named = {name: np.asarray([g == name for g in groups]) for name in sorted({g for g in groups if g is not None})}
+    return {None: np.ones(n, dtype=bool), **named}
 
 
 def _line(group: str | None, before: np.ndarray, after: np.ndarray, prompts: Any, seed: int) -> dict[str, Any]:
@@ -301,7 +375,8 @@ def _answerable(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The rows whose prompts can be encoded, and how many cannot, by code."""
     tokenizer = models.load_tokenizer(model, cache=cache)
-    codes = refused_prompts(tokenizer, [row["prompt"] for row in rows], template=template, max_prompt_length=limit)
+    asked = for_inference([row["prompt"] for row in rows], model)
+    codes = refused_prompts(tokenizer, asked, template=template, max_prompt_length=limit)
     kept = [row for row, code in zip(rows, codes, strict=True) if code is None]
     if not kept:
         raise ValueError(f"none of the {len(rows)} held-out prompts can be encoded: {dict(Counter(codes))}")

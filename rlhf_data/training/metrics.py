@@ -27,7 +27,8 @@ def step_metrics(
     """Means over a step, rows counted by their weight; `by_source` and `by_category` hold the same for parts of it.
 
     loss is the rule's published loss. Where references are there, log-ratios are in nats, without beta; accuracy is
-    the share of pairs whose log-ratio margin is > 0, half of those where it is 0. The weights of a row's tokens count
+    the share of pairs whose log-ratio margin is > 0, half of those where it is 0; of a reward model, scores and their
+    margin stand in the log-ratios' place. The weights of a row's tokens count
     as their mean. `memory` is what the rule remembers after this step, where it remembers anything.
     """
     values = {"loss": rules.loss(rule, **parameters)(batch, memory)} | _weights(batch, weights) | _log_ratios(batch)
@@ -72,6 +73,8 @@ def _row_means(batch: Pairs | Completions, values: Tensor, name: str) -> Tensor:
 
 def _log_ratios(batch: Pairs | Completions) -> dict[str, Tensor]:
     if isinstance(batch, Pairs):
+        if batch.chosen_score is not None:
+            return _scores(batch)
         if batch.ref_chosen_logps is None:
             return {}
         margin = batch.log_ratio_margin
@@ -85,6 +88,12 @@ def _log_ratios(batch: Pairs | Completions) -> dict[str, Tensor]:
     if batch.ref_mismatched_logps is not None:
         ratios["mismatched_log_ratio"] = batch.mismatched_log_ratio
     return ratios
+
+
+def _scores(batch: Pairs) -> dict[str, Tensor]:
+    chosen, rejected = given(batch, "chosen_score"), given(batch, "rejected_score")
+    right = (chosen > rejected).double() + (chosen == rejected).double() / 2
+    return {"chosen_score": chosen, "rejected_score": rejected, "score_margin": chosen - rejected, "accuracy": right}
 
 
 def _part(values: dict[str, Tensor], weight: Tensor, member: list[bool]) -> dict[str, Any]:

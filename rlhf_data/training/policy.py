@@ -11,11 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlhf_data import rules
 from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import default_budget, layout_of
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Layout
 from rlhf_data.scoring.progress import say
+from rlhf_data.scoring.rewards import layout_of_scores, load_reward_model
 from rlhf_data.training.adapters import attach
 from rlhf_data.training.ranks import Ranks, agreed
 from rlhf_data.training.settings import Settings
@@ -33,19 +35,13 @@ def prepare(
     """
     sharded = settings.shard and ranks.world > 1
     # What will be divided is loaded on the CPU, from where each rank takes its share.
-    net, tokenizer = agreed(
-        ranks,
-        lambda: models.load(
-            settings.model,
-            dtype="float32",
-            device="cpu" if sharded else device,
-            max_length=settings.max_length,
-            cache=cache,
-        ),
-    )
+    where = {"device": "cpu" if sharded else device, "max_length": settings.max_length, "cache": cache}
+    scores = rules.scores(settings.rule)
+    load = partial(load_reward_model, head_seed=settings.seed) if scores else models.load
+    net, tokenizer = agreed(ranks, lambda: load(settings.model, dtype="float32", **where))
     said = settings.lora
     adapter = None if said is None else agreed(ranks, lambda: attach(net, **said, seed=settings.seed))
-    layout: Layout = agreed(ranks, lambda: layout_of(net))
+    layout: Layout = agreed(ranks, lambda: layout_of_scores(net) if scores else layout_of(net))
     dtype = getattr(torch, settings.compute_dtype(device))
     if settings.gradient_checkpointing:
         agreed(ranks, lambda: checkpoint_layers(net))
@@ -66,7 +62,7 @@ def prepare(
         ),
     )
     say(in_words(memory), shown=progress)
-    return Policy(net, layout, budget, dtype, ranks, sharded, adapter), tokenizer, memory
+    return Policy(net, layout, budget, dtype, ranks, sharded, adapter, scores), tokenizer, memory
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models, tokens
-from rlhf_data.scoring.identity import content_hash, template_hash
+from rlhf_data.scoring.identity import content_hash, tell, template_hash
 from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, has_tokens, manifest_of, read_rows, read_split
@@ -113,7 +113,8 @@ def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
     rule, split = settings.rule, settings.split
     filled = _stored(settings, rules.columns(rule))
     source = manifest_of(snapshot)
-    stored = tokens.folder(snapshot, source, split, model=settings.model, cache=cache, **settings.encoding) / split
+    encoding = {**settings.encoding, "condition": settings.condition}
+    stored = tokens.folder(snapshot, source, split, model=settings.model, cache=cache, **encoding) / split
     return read_rows(
         read_split(snapshot, split, texts=not has_tokens(stored, filled)),
         models.load_tokenizer(settings.model, cache=cache),
@@ -123,7 +124,7 @@ def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
         purpose=rules.label(rule),
         groups=rules.keeps_groups(rule),
         stored=stored,
-        **settings.encoding,
+        **encoding,
     )
 
 
@@ -191,6 +192,7 @@ def _finish(
     with files.whole_folder(run / "model", lasting=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        tell(folder, {key: manifest[key] for key in ("template", "max_length", "max_prompt_length", "condition")})
     manifest |= {"trained_model_hash": content_hash({"path": str(run / "model")}, cache)}
     files.write_text(run / "manifest.json", json.dumps(manifest, indent=2))
     (run / "_SUCCESS").touch()

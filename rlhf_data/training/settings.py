@@ -27,6 +27,8 @@ class Settings:
         template: see `scoring.encode.encode`; as when the references were scored.
         max_length: most tokens of prompt and completion.
         max_prompt_length: most tokens of a prompt, 3/4 of `max_length` by default.
+        condition: see `scoring.condition`: each row's class stands in its prompt. Stored references are of prompts
+            without it, so a rule that reads them is refused.
         dtype: what matrix products are computed in, "float32" or "bfloat16"; "auto" is bfloat16 on a GPU and float32 on
             a CPU. Parameters, gradients and optimizer state are float32 always: AdamW's steps are smaller than what
             bfloat16 can tell apart.
@@ -65,6 +67,7 @@ class Settings:
     template: str = "chat"
     max_length: int = 1024
     max_prompt_length: int | None = None
+    condition: dict[str, Any] | None = None
     dtype: str = "auto"
     device: str = "auto"
     split: str = "train"
@@ -89,6 +92,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         rules.check_parameters(self.rule, self.parameters or {})
+        stored = [name for name in rules.columns(self.rule) if name.startswith("ref_")]
+        if self.condition is not None and stored:
+            raise ValueError(
+                f"{rules.label(self.rule)} reads {', '.join(stored)}, which are of prompts without the text of a "
+                "class: take a rule without a reference, such as c_rlft or sft, or leave condition out"
+            )
         limits = {
             "dtype": self.dtype in ("auto", "float32", "bfloat16"),
             "epochs": self.epochs > 0,

@@ -33,9 +33,9 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _measure(
-    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool
+    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool, scores: bool
 ) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
-    logps, log_p2 = measure(model, groups, layout, squares)
+    logps, log_p2 = measure(model, groups, layout, squares, scores)
     return [[one.clone() for one in group] for group in logps], log_p2  # FSDP's hooks do not hold on views
 
 

@@ -14,6 +14,7 @@ from rlhf_data.order import share
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, PairWeights, Rule, TokenWeights
 from rlhf_data.scoring.logprobs import grouped_attention, token_logps, token_logps_and_squares
 from rlhf_data.scoring.packs import Group, Layout, plan, size
+from rlhf_data.scoring.rewards import sequence_scores, whole
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.loss import Weights, weighted_loss
 from rlhf_data.training.ranks import ALONE, Ranks, gathered
@@ -31,6 +32,7 @@ class Policy:
         ranks: who runs the rows of a step together.
         sharded: whether the ranks hold a share of the parameters each.
         adapter: peft's hold on the model, where an adapter is what is trained.
+        scores: whether it has a scalar head, and gives scores in place of log-probs.
     """
 
     model: PreTrainedModel
@@ -40,6 +42,7 @@ class Policy:
     ranks: Ranks = ALONE
     sharded: bool = False
     adapter: Any = None
+    scores: bool = False
 
 
 class Step(NamedTuple):
@@ -115,7 +118,7 @@ def accumulate(
     def batch_of(at: Sequence[int], measured: Measured) -> Pairs | Completions:
         part = None if mismatched is None else mismatched[list(at)]
         values = measured if by_token or squares else None
-        return batch(rows, [picked[i] for i in at], measured.logps, part, values)
+        return batch(rows, [picked[i] for i in at], measured.logps, part, values, scores=policy.scores)
 
     whole = range(len(picked))
     held: list[Measured] = []
@@ -146,13 +149,14 @@ def accumulate(
             weighted_loss(part_batch, part_weights, normaliser=normaliser).backward()
     if step is None:
         step = batch_of(whole, _told(policy, groups, work, done, squares))
-    ran = sum(size(group, policy.layout) for group in groups)
+    ran = sum(size(group, policy.layout) for group in _run(policy, groups))
     return Step(step, weigh(step, memory) if weights is None else weights, ran, dict(memory or {}))
 
 
 def divide(policy: Policy, groups: Sequence[Group]) -> Work:
     """A step's rows among ranks and forwards; every rank finds the same."""
     world = policy.ranks.world
+    groups = _run(policy, groups)
     sizes = [size(group, policy.layout) for group in groups]
     shares = [share(sizes, rank, world) for rank in range(world)]
     plans = [
@@ -168,7 +172,7 @@ def divide(policy: Policy, groups: Sequence[Group]) -> Work:
 
 @torch.no_grad()
 def sequence_logps(policy: Policy, groups: Sequence[Group]) -> Tensor:
-    """Summed log-probs, nats, float64, without gradients: (groups, completions of each)."""
+    """Summed log-probs, nats, float64, without gradients, or scores of a head: (groups, completions of each)."""
     return measured(policy, groups).logps
 
 
@@ -194,7 +198,7 @@ def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequenc
     device = policy.model.device
     tokens = [values for one in mine for row in one.tokens for values in row]
     flat = torch.cat(tokens) if tokens else torch.zeros(0, dtype=torch.float64, device=device)
-    lengths = [[len(completion) for completion in group.completions] for group in groups]
+    lengths = [[1 if policy.scores else len(completion) for completion in group.completions] for group in groups]
     counts = [sum(sum(lengths[i]) for i in rows) for rows in work.shares]
     whole: list[list[Tensor]] = [[] for _ in groups]
     for rows, values in zip(work.shares, gathered(flat, counts, policy.ranks), strict=True):
@@ -213,10 +217,15 @@ def _told(policy: Policy, groups: Sequence[Group], work: Work, measured: Sequenc
     return Measured(whole, together)
 
 
+def _run(policy: Policy, groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups with all the tokens that run: a score is read at a completion's last token, a log-prob before it."""
+    return whole(groups) if policy.scores else groups
+
+
 def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured:
     run = vars(policy.model)["measure"] if policy.sharded else partial(measure, policy.model)
     with torch.autocast(policy.model.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
-        logps, log_p2 = run(groups, policy.layout, squares)
+        logps, log_p2 = run(groups, policy.layout, squares, policy.scores)
     tokens = [[one.double() for one in group] for group in logps]
     if log_p2 is None:
         return Measured(tokens)
@@ -224,14 +233,22 @@ def _forward(policy: Policy, groups: Sequence[Group], squares: bool) -> Measured
 
 
 def measure(
-    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool
+    model: PreTrainedModel, groups: Sequence[Group], layout: Layout, squares: bool, scores: bool = False
 ) -> tuple[list[list[Tensor]], list[list[Tensor]] | None]:
-    """`token_logps`, and log Σ p² where `squares` asks for it."""
+    """`token_logps`, and log Σ p² where `squares` asks for it; or, of a model with a head, (1,) for each completion."""
+    if scores:
+        return [[one.reshape(1) for one in group] for group in sequence_scores(model, groups, layout)], None
     return token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout), None)
 
 
 def batch(
-    rows: Rows, picked: Sequence[int], logps: Tensor, mismatched: Tensor | None, measured: Measured | None = None
+    rows: Rows,
+    picked: Sequence[int],
+    logps: Tensor,
+    mismatched: Tensor | None,
+    measured: Measured | None = None,
+    *,
+    scores: bool = False,
 ) -> Pairs | Completions:
     """The rows `picked` as a rule sees them.
 
@@ -241,6 +258,7 @@ def batch(
         logps: (n, 2) of pairs, (n, 1) of completions.
         mismatched: (n,), of another prompt's completion, where the rule wants it.
         measured: of the same forward as `logps`, where the rule wants tokens or sums over the vocabulary.
+        scores: whether `logps` are the scores of a reward head, which then stand in both places: they are pushed.
     """
     fields: dict[str, Tensor] = {
         name: torch.tensor([rows.columns[name][i] for i in picked], device=logps.device, dtype=dtype)
@@ -253,6 +271,8 @@ def batch(
     for column, side in enumerate(sides):
         if measured is not None:
             fields |= _token_fields(rows, picked, measured, column, side, n_tokens[:, column])
+    if scores:
+        fields |= {"chosen_score": logps[:, 0], "rejected_score": logps[:, 1]}
     if logps.shape[1] == 2:
         return Pairs(
             policy_chosen_logps=logps[:, 0],

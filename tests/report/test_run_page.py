@@ -5,6 +5,7 @@ from test_snapshot_page import HOSTILE, Page
 from rlhf_data.report import run_page
 from rlhf_data.report.curves import curves, smoothed, thin, ticks
 from rlhf_data.report.evaluation import measures, text_lines
+from rlhf_data.report.reliability import BOTTOM, LEFT, RIGHT, TOP, picture
 
 MANIFEST = {"rule": "dpo", "model": {"path": "/models/qwen"}, "snapshot": "20261122T1-5f", "parameters": {"beta": 0.1}}
 
@@ -96,3 +97,18 @@ def test_the_same_run_gives_the_same_bytes():
     metrics = [{"step": k, "loss": 1.0 / (k + 1)} for k in range(900)]
     pages = {run_page(MANIFEST, metrics, evaluated(0.5, 0.7), [sample("p", "a")]) for _ in range(2)}
     assert len(pages) == 1
+
+
+def test_a_reward_models_reliability_is_a_picture_with_its_table():
+    bins = [
+        {"low": 0.5, "high": 0.55, "n": 4, "confidence": 0.5, "accuracy": 0.25},
+        {"low": 0.95, "high": 1.0, "n": 16, "confidence": 1.0, "accuracy": 1.0},
+    ]
+    evaluation = evaluated(0.5, 0.7) | {"calibration": [{"group": None, "n": 20, "bins": bins}]}
+    html = run_page(MANIFEST, [], evaluation, None)
+    Page(html)
+    assert 'id="reliability"' in html and 'id="reliability"' not in run_page(MANIFEST, [], evaluated(0.5, 0.7), None)
+    drawn = picture(evaluation)
+    assert drawn is not None and drawn.least == 0.0
+    assert [(b.x, b.y) for b in drawn.bins] == [(LEFT, BOTTOM - 0.25 * (BOTTOM - TOP)), (RIGHT, TOP)]
+    assert drawn.bins[1].radius - 3 == 2 * (drawn.bins[0].radius - 3)

@@ -79,7 +79,7 @@ def drawn(draw, name: str, *, extreme: bool = False) -> Pairs | Completions:
             nats(), group,
         )
     )  # fmt: skip
-    if name == "rm":
+    if name in ("rm", "rm_margin"):
         batch = replaced(batch, chosen_score=uniform(-scale, scale), rejected_score=uniform(-scale, scale))
     batch = _made_strange(batch, strange)
     if not rules.weighs_tokens(name):
@@ -179,7 +179,7 @@ def rich(name: str) -> Pairs | Completions:
             policy_chosen_mean_log_p2=torch.linspace(-2, -0.1, n, dtype=torch.float64),
             policy_rejected_mean_log_p2=torch.linspace(-0.1, -0.4, n, dtype=torch.float64),
         )
-        if name == "rm":
+        if name in ("rm", "rm_margin"):
             return replaced(pairs, chosen_score=noise(near_to_far), rejected_score=noise(near_to_far))
         return _rich_tokens(pairs, random) if rules.weighs_tokens(name) else pairs
     answers = Completions(

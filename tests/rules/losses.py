@@ -172,7 +172,13 @@ def wpo(p, beta, clamp):
 
 
 def rm(p, margin, centre):
-    return -logsigmoid(p.chosen_score - p.rejected_score - margin) + centre * (p.chosen_score + p.rejected_score) ** 2
+    gap, sure = p.chosen_score - p.rejected_score, p.preference
+    told = -sure * logsigmoid(gap - margin) - (1 - sure) * logsigmoid(-gap - margin)
+    return told + centre * (p.chosen_score + p.rejected_score) ** 2
+
+
+def rm_margin(p, scale, centre):
+    return rm(p, scale * p.margin, centre)
 
 
 # Without a reference.
@@ -511,7 +517,10 @@ def against_old(b: Completions) -> Completions:
 
 
 LOSSES = {
-    **{f.__name__: f for f in (fdpo_alpha, wpo, rm, cpo_hinge, cpo_ipo, beta_dpo_running, cispo, k3, sppo, bco)},
+    **{
+        f.__name__: f
+        for f in (fdpo_alpha, wpo, rm, rm_margin, cpo_hinge, cpo_ipo, beta_dpo_running, cispo, k3, sppo, bco)
+    },
     **{f.__name__: f for f in (unlikelihood, unlikelihood_unpaired, dft, ppo_token, apa_token, ld_dpo)},
     **{f.__name__: f for f in (rloo, raft, rrhf_group, grpo, grpo_old, grpo_token)},
     "ppo_old": lambda b, **values: ppo(against_old(b), **values),

@@ -37,7 +37,7 @@ AVERAGING = [name for name in rules.RULES if rules.averages_over_batch(name)]
 # Losses that are squares of nats: where the target is hit, what is left of thousands of nats is their rounding.
 SQUARES = {
     "ipo", "ipo_avg", "cpo_ipo", "rpo_sq", "rpo_fwd_kl", "sppo_hard", "sppo", "apa", "apa_old", "apa_token", "seed.apa",
-    "exo", "rm", "k3", "grpo", "grpo_old", "grpo_token", "rloo", "reinforce",
+    "exo", "rm", "rm_margin", "k3", "grpo", "grpo_old", "grpo_token", "rloo", "reinforce",
 }  # fmt: skip
 # A group's mean and best count each answer once, whatever it weighs.
 GROUPED = [name for name in rules.RULES if rules.keeps_groups(name)]

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Rules whose weights need the whole step, and some that need none of it.
 CUT = [name for name in rules.RULES if rules.averages_over_batch(name)]
 CUT += ["simpo", "odpo", "ppo", "wpo", "unlikelihood", "unlikelihood_unpaired", "ld_dpo", "seed.c_rlft"]
-TRAINABLE = [name for name in rules.RULES if name != "rm"]  # the trainer has no reward head
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def add_token_values(snapshot, rows: Rows) -> None:
         pq.write_table(table, path)
 
 
-@pytest.mark.parametrize("rule", TRAINABLE)
+@pytest.mark.parametrize("rule", rules.RULES)
 def test_every_rule_trains(rule, snapshots, reference, tmp_path):
     run = tmp_path / "run"
     manifest = train(
@@ -204,11 +203,6 @@ def test_what_a_rule_remembers_survives_a_kill(rule, snapshots, reference, tmp_p
     assert len({json.dumps(line["memory"]) for line in whole}) == 4
     files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_a_reward_model_is_refused_by_name(snapshots, reference, tmp_path):
-    with pytest.raises(ValueError, match=r"rm reads a snapshot .* no column chosen_score, rejected_score"):
-        train(snapshots["paired"], tmp_path / "run", rule="rm", model=reference, cache=tmp_path, progress=False)
 
 
 def test_token_values_of_other_tokens_are_refused(snapshots, reference, tmp_path):

@@ -284,6 +284,6 @@ def test_a_reward_model_has_the_gradient_of_trls(centre, paired):
     mine = head()
     scores = mine(**inputs, use_cache=False).logits.squeeze(-1).double()
     zeros = torch.zeros(N, dtype=torch.float64)
-    batch = Pairs(zeros, zeros, zeros + 1, chosen_score=scores[:N], rejected_score=scores[N:])
+    batch = Pairs(zeros, zeros, zeros + 1, preference=zeros + 1, chosen_score=scores[:N], rejected_score=scores[N:])
     weighted_loss(batch, rules.rule("rm", centre=centre)(batch), normaliser=float(N)).backward()
     assert_the_same(parameter_gradients(mine), parameter_gradients(model))
