@@ -161,7 +161,7 @@ def plan(
         print(json.dumps({"pending": pending, "specs": shown}))
     else:
         for one in shown:
-            print(one["spec"] + (f": waits for the run of {', '.join(one['waits_for'])}" if one["waits_for"] else ""))
+            print(one["spec"] + (f": waits for {', '.join(one['waits_for'])}" if one["waits_for"] else ""))
             for step in one["steps"]:
                 print(f"  {'run   ' if step['runs'] else 'cached'} {step['step']:<20} {step['why']}".rstrip())
     return 2 if pending else 0
@@ -723,10 +723,13 @@ def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[st
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
-    if spec.score is None or "run" not in spec.score.model:
-        return []
-    name = spec.score.model["run"]
-    return [] if workspace.model_of(name, limit) else [name]
+    """The specs whose runs or snapshots must be there before this one can be planned."""
+    from rlhf_data.spec.read import runs_wanted, snapshots_wanted
+
+    built = {name for name, path in runs_wanted(spec).items() if path != ("train", "model")}
+    runs = [name for name in sorted(built) if not workspace.model_of(name, limit)]
+    snapshots = [name for name in sorted(snapshots_wanted(spec)) if not workspace.snapshot_of(name, limit)]
+    return list(dict.fromkeys([*runs, *snapshots]))
 
 
 def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str, Any]:

@@ -256,6 +256,8 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["inputs"] = inputs
     if "scorer" in wanted:
         parameters["scorer"] = _scorer(parameters.pop("score"), workspace)
+    if "generator" in wanted:
+        parameters["generator"] = _generator(parameters.pop("generate"), workspace)
     if "tokenizer" in parameters:
         parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
     if "chunks" in wanted:
@@ -292,6 +294,18 @@ def _scorer(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, Pat
     from rlhf_data.scoring import score
 
     return functools.partial(score, store=workspace.scores, cache=workspace.root, **recipe)
+
+
+def _generator(settings: dict[str, Any], workspace: Workspace) -> Callable[[Path], Path]:
+    def written(prompts: Path) -> Path:
+        import pyarrow.parquet as pq
+
+        from rlhf_data.training.generate import samples
+
+        rows = pq.read_table(prompts).to_pylist()
+        return samples(workspace.samples, rows, **settings, cache=workspace.root)
+
+    return written
 
 
 def _keep_latest(step: Path) -> None:

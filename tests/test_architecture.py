@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "world": {"world", "ids"},
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
+    "sampled": {*BASE, "sources"},
     "expectations": {"accounting"},
     "snapshot": {*BASE, "report", "expectations"},
     "spec": {*BASE, "spec", "rules", "sources", "clean", "weigh"},

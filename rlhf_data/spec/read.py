@@ -50,7 +50,7 @@ def read(
 def read_all(
     place: FilePath, *, variables: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
 ) -> dict[FilePath, tuple[sections.Spec, Lines]]:
-    """The spec of a file, or all specs of a folder in the order of their references to each other's runs.
+    """The spec of a file, or all specs of a folder in the order of their references to each other.
 
     Raises:
         SpecError: all problems of all files; two specs of one name; references in a circle.
@@ -72,10 +72,31 @@ def read_all(
     return {file: read_specs[file] for file in _in_order(read_specs)}
 
 
-def runs_wanted(spec: sections.Spec) -> set[str]:
-    """Names of the specs whose runs this spec starts from."""
-    models = [part.model for part in (spec.score, spec.train) if part is not None]
-    return {model["run"] for model in models if "run" in model}
+def runs_wanted(spec: sections.Spec) -> dict[str, Path]:
+    """Names of the specs whose runs this spec starts from, each with the first place that says so."""
+    models = {(name, "model"): getattr(spec, name).model for name in ("score", "train") if getattr(spec, name)}
+    models |= {
+        ("sources", name, "generate", "policy"): source.generate.policy
+        for name, source in spec.sources.items()
+        if source.generate is not None
+    }
+    return {model["run"]: path for path, model in reversed(models.items()) if "run" in model}
+
+
+def snapshots_wanted(spec: sections.Spec) -> dict[str, Path]:
+    """Names of the specs whose snapshots this spec reads, each with the first place that says so."""
+    found: dict[str, Path] = {}
+    for name, source in spec.sources.items():
+        if source.snapshot is not None:
+            found.setdefault(source.snapshot.partition("@")[0], ("sources", name, "snapshot"))
+        if source.generate is not None:
+            prompts: Path = ("sources", name, "generate", "prompts", "snapshot")
+            found.setdefault(source.generate.prompts.snapshot.partition("@")[0], prompts)
+    return found
+
+
+def _wanted(spec: sections.Spec) -> set[str]:
+    return {*runs_wanted(spec), *snapshots_wanted(spec)}
 
 
 def line_of(lines: Lines, path: Path) -> int:
@@ -265,11 +286,13 @@ def _in_order(specs: dict[FilePath, tuple[sections.Spec, Lines]]) -> list[FilePa
     ordered: list[FilePath] = []
     waiting = dict(specs)
     while waiting:
-        ready = [f for f, (spec, _) in waiting.items() if not runs_wanted(spec) & {waiting[w][0].name for w in waiting}]
+        left = {waiting[file][0].name for file in waiting}
+        ready = [file for file, (spec, _) in waiting.items() if not _wanted(spec) & left]
         if not ready:
             file, (spec, _) = next(iter(waiting.items()))
             what = (
-                f"the specs {', '.join(s.name for s, _ in waiting.values())} start from each other's runs in a circle"
+                f"the specs {', '.join(s.name for s, _ in waiting.values())} start from each other's runs "
+                "or snapshots in a circle"
             )
             raise SpecError([Problem(str(file), 1, "", what)])
         for file in ready:
