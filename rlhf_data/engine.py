@@ -128,13 +128,42 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     """
     if spec.train is None:
         raise ValueError(f"{spec.name} has no train section: add train: {{rule: dpo, model: …}}")
+    if spec.train.rounds is not None:
+        return _train_rounds(spec, workspace, limit, progress)
     from rlhf_data.training import train as fit
+    from rlhf_data.training.trackers import following
 
     data = current_snapshot(spec, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
-    with _alone(run):
+    with _alone(run), following(run, spec.train.track, limited(spec.name, limit), arguments):
         fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
+    if not (run / "report.html").is_file():
+        _report_run(spec, run, None)
+    files.write_text(run.parent / "latest", run.name + "\n")
+    return run
+
+
+def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress: bool) -> Path:
+    """Train in rounds on what the policy itself writes; the folder of the whole, as `train` gives it."""
+    from rlhf_data import rounds
+    from rlhf_data.training.trackers import following
+
+    assert spec.train is not None and spec.train.rounds is not None
+    data = current_snapshot(spec, workspace, limit)
+    run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
+    policy = start = resolve_model(spec.train.model, workspace, limit)
+    arguments = train_arguments(spec, workspace, limit)
+    with _alone(run), following(run, spec.train.track, limited(spec.name, limit), arguments):
+        done: list[rounds.Round] = []
+        for number in range(1, spec.train.rounds.n + 1 if not (run / "_SUCCESS").is_file() else 1):
+            one = rounds.round_spec(spec, number, policy, f"{spec.name}@{data.id}")
+            published_now = snapshot.Snapshot(build(one, workspace, limit=limit).snapshot)
+            done.append(rounds.Round(published_now, train(one, workspace, limit=limit, progress=progress)))
+            policy = {"path": str(done[-1].run / "model")}
+        if done:
+            rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
+            rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
@@ -153,7 +182,7 @@ def _alone(run: Path) -> Iterator[None]:
 def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
     assert spec.train is not None
-    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "lora", "rounds"}
+    elsewhere = {"model", "template", "max_length", "max_prompt_length", "blend", "lora", "rounds", "track"}
     section = spec.train.model_dump(include=set(type(spec.train).model_fields) - elsewhere)
     tokens = spec.score or spec.train
     return {
@@ -184,7 +213,15 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
-    return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
+    made_of = [data.manifest["content_hash"], score, weights, tokens, arguments, code, *_of_rounds(spec)]
+    return digest(made_of)[:16]
+
+
+def _of_rounds(spec: Spec) -> list[Any]:
+    """What else decides the result where a policy is trained on what it writes."""
+    if spec.train is None or spec.train.rounds is None:
+        return []
+    return [spec.train.rounds.model_dump(), function_version(spec.train.rounds.rate.verifier)]
 
 
 def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None) -> snapshot.Snapshot:

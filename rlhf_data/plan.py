@@ -189,7 +189,7 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     made.append(Step("split", "rlhf_data.shape.split:split", sides, shares))
     made.append(_shape_step(spec, text))
     made.append(_weigh_step(spec, text, workspace, limit))
-    if spec.score is not None:
+    if spec.score is not None and not (spec.train and spec.train.rounds):  # rounds score what they write
         made.append(_score_step(spec, text, workspace, limit))
     made.append(_publish_step(spec, made, text, limit, workspace))
     return made

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
     "sampled": {*BASE, "sources"},
+    "rounds": {*BASE, "snapshot", "spec"},
     "expectations": {"accounting"},
     "snapshot": {*BASE, "report", "expectations"},
     "spec": {*BASE, "spec", "rules", "sources", "clean", "weigh"},

@@ -1,0 +1,127 @@
+"""Online rounds: a policy learns from what it writes itself, round by round, and a kill costs nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_data import engine
+from rlhf_data.cli import run_command
+from rlhf_data.plan import Workspace
+from rlhf_data.snapshot import Snapshot
+from rlhf_data.spec import SpecError, check, read_all
+from tests import tiny_model
+from tests.project import SPEC
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ONLINE = (
+    SPEC.replace("{to: paired, pairing: all}", "{to: unpaired}")
+    + """train:
+  rule: raft
+  model: model
+  batch_size: 16
+  learning_rate: 1e-2
+  max_length: 64
+  rounds:
+    {n: 2, prompts: 6, samples: 4, max_new_tokens: 8, rate: {by: verifier, verifier: "tests.test_rounds:short"}}
+evaluate: {verifier: "tests.test_rounds:short", samples: 4, temperature: 1.0, max_new_tokens: 8}
+"""
+)
+
+
+def short(messages, completion) -> float:
+    """The fewer characters the better, and nothing is best."""
+    return -float(len(completion))
+
+
+@pytest.fixture
+def online(project):
+    tiny_model.save(project.folder / "model")
+    project.spec(ONLINE)
+    return project
+
+
+def spec_of(project):
+    ((spec, _),) = read_all(project.folder / "demo.yaml").values()
+    return spec
+
+
+def test_rounds_raise_the_reward_that_they_are_rated_by(online, capsys):
+    assert run_command(["run", "demo.yaml", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    run = Path(result["run"])
+    manifest = json.loads((run / "manifest.json").read_text())
+    first, second = manifest["rounds"]
+    assert second["reward"] > first["reward"]
+    reward = next(m for m in result["evaluation"]["measures"] if m["name"] == "verifier reward")["lines"][0]
+    assert reward["difference"]["low"] > 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, manifest["steps"] + 1))
+    assert [line["round"] for line in lines] == [1] * first["steps"] + [2] * second["steps"]
+    assert (run / "report.html").read_text().count("<td") and (run / "model" / "config.json").is_file()
+
+
+def test_each_round_is_a_snapshot_of_other_prompts_of_the_train_split(online):
+    assert run_command(["build", "demo.yaml"]) == 0 and run_command(["train", "demo.yaml"]) == 0
+    train = set(online.snapshot.scan("train").collect()["prompt_id"])
+    rounds = [Snapshot(online.folder / "snapshots" / f"demo-round-{k}") for k in (1, 2)]
+    drawn = [set(one.scan("train").collect()["prompt_id"]) for one in rounds]
+    assert all(prompts <= train and len(prompts) <= 6 for prompts in drawn)
+    assert len(drawn[0] & drawn[1]) <= max(0, 12 - len(train))
+    rows = rounds[0].scan("train").collect()
+    assert rows["weight"].to_list() == rows["votes"].to_list()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("place", ["sampled", "trained"])
+def test_a_killed_run_of_rounds_ends_with_the_bits_of_one_that_was_not(online, monkeypatch, place):
+    assert run_command(["build", "demo.yaml"]) == 0
+    spec = spec_of(online)
+    whole = engine.train(spec, Workspace(Path("whole")), limit=None) if engine.build(spec, Workspace(Path("whole"))) else None
+    calls = []
+
+    def killing(function):
+        def once(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 2:  # in the second round
+                raise Killed
+            return function(*arguments, **options)
+
+        return once
+
+    target = ("rlhf_data.training.generate.write", "rlhf_data.training.run._finish")[place == "trained"]
+    module, _, name = target.rpartition(".")
+    import importlib
+
+    original = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(target, killing(original))
+    with pytest.raises(Killed):
+        engine.train(spec, Workspace(Path(".rlhf")))
+    monkeypatch.setattr(target, original)
+    written = sorted(path.stat().st_mtime_ns for path in Path(".rlhf/samples").glob("*/samples.parquet"))
+    resumed = engine.train(spec, Workspace(Path(".rlhf")))
+    assert [path.stat().st_mtime_ns for path in Path(".rlhf/samples").glob("*/samples.parquet")].count(written[0]) == 1
+    assert whole is not None
+    for name in ("model.safetensors", "config.json"):
+        assert (resumed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def wrong(project, text: str) -> str:
+    file = project.spec(text)
+    with pytest.raises(SpecError) as error:
+        check(read_all(file), Workspace(project.folder / ".rlhf"))
+    return str(error.value)
+
+
+def test_rounds_that_cannot_work_are_refused_before_anything_runs(online):
+    told = wrong(online, ONLINE.replace('by: verifier, verifier: "tests.test_rounds:short"', "by: votes"))
+    assert "train.rounds.rate" in told or "train.rounds" in told
+    assert "nobody has judged what is written now" in told
+    told = wrong(online, ONLINE.replace("tests.test_rounds:short\"}}", "no_such_module:short\"}}"))
+    assert "no module no_such_module" in told
+    labelled = ONLINE.replace("rule: raft", "rule: kto").replace("publish:", "score: {model: model, max_length: 64}\npublish:")
+    assert "needs labels, and what a policy writes has none" in wrong(online, labelled.replace("  max_length: 64\n", ""))
