@@ -1,5 +1,6 @@
 """Online rounds: a policy learns from what it writes itself, round by round, and a kill costs nothing."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from rlhf_data.plan import Workspace
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec import SpecError, check, read_all
 from tests import tiny_model
-from tests.project import SPEC
+from tests.project import SPEC, ratings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONLINE = (
-    SPEC.replace("{to: paired, pairing: all}", "{to: unpaired}")
+    SPEC.replace("{to: paired, pairing: all}", "{to: unpaired}").replace("test: 0.2", "test: 0.4")
     + """train:
   rule: raft
   model: model
@@ -24,8 +25,8 @@ ONLINE = (
   learning_rate: 1e-2
   max_length: 64
   rounds:
-    {n: 2, prompts: 6, samples: 4, max_new_tokens: 8, rate: {by: verifier, verifier: "tests.test_rounds:short"}}
-evaluate: {verifier: "tests.test_rounds:short", samples: 4, temperature: 1.0, max_new_tokens: 8}
+    {n: 2, prompts: 12, samples: 6, max_new_tokens: 6, rate: {by: verifier, verifier: "tests.test_rounds:short"}}
+evaluate: {verifier: "tests.test_rounds:short", samples: 6, temperature: 1.0, max_new_tokens: 6}
 """
 )
 
@@ -37,6 +38,7 @@ def short(messages, completion) -> float:
 
 @pytest.fixture
 def online(project):
+    project.raw(ratings(prompts=30, answers=1))
     tiny_model.save(project.folder / "model")
     project.spec(ONLINE)
     return project
@@ -67,8 +69,8 @@ def test_each_round_is_a_snapshot_of_other_prompts_of_the_train_split(online):
     train = set(online.snapshot.scan("train").collect()["prompt_id"])
     rounds = [Snapshot(online.folder / "snapshots" / f"demo-round-{k}") for k in (1, 2)]
     drawn = [set(one.scan("train").collect()["prompt_id"]) for one in rounds]
-    assert all(prompts <= train and len(prompts) <= 6 for prompts in drawn)
-    assert len(drawn[0] & drawn[1]) <= max(0, 12 - len(train))
+    assert all(prompts <= train and len(prompts) <= 12 for prompts in drawn)
+    assert len(drawn[0] & drawn[1]) <= max(0, 24 - len(train))
     rows = rounds[0].scan("train").collect()
     assert rows["weight"].to_list() == rows["votes"].to_list()
 
@@ -81,7 +83,8 @@ class Killed(BaseException):
 def test_a_killed_run_of_rounds_ends_with_the_bits_of_one_that_was_not(online, monkeypatch, place):
     assert run_command(["build", "demo.yaml"]) == 0
     spec = spec_of(online)
-    whole = engine.train(spec, Workspace(Path("whole")), limit=None) if engine.build(spec, Workspace(Path("whole"))) else None
+    engine.build(spec, Workspace(Path("whole")))
+    whole = engine.train(spec, Workspace(Path("whole")), progress=False)
     calls = []
 
     def killing(function):
@@ -93,19 +96,16 @@ def test_a_killed_run_of_rounds_ends_with_the_bits_of_one_that_was_not(online, m
 
         return once
 
-    target = ("rlhf_data.training.generate.write", "rlhf_data.training.run._finish")[place == "trained"]
-    module, _, name = target.rpartition(".")
-    import importlib
-
-    original = getattr(importlib.import_module(module), name)
-    monkeypatch.setattr(target, killing(original))
-    with pytest.raises(Killed):
-        engine.train(spec, Workspace(Path(".rlhf")))
-    monkeypatch.setattr(target, original)
-    written = sorted(path.stat().st_mtime_ns for path in Path(".rlhf/samples").glob("*/samples.parquet"))
-    resumed = engine.train(spec, Workspace(Path(".rlhf")))
-    assert [path.stat().st_mtime_ns for path in Path(".rlhf/samples").glob("*/samples.parquet")].count(written[0]) == 1
-    assert whole is not None
+    where, name = {"sampled": ("generate", "write"), "trained": ("run", "_finish")}[place]
+    module = importlib.import_module(f"rlhf_data.training.{where}")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killing(getattr(module, name)))
+        with pytest.raises(Killed):
+            engine.train(spec, Workspace(Path(".rlhf")), progress=False)
+    written = {path: path.stat().st_mtime_ns for path in Path(".rlhf/samples").glob("*/samples.parquet")}
+    resumed = engine.train(spec, Workspace(Path(".rlhf")), progress=False)
+    assert len(written) == (1 if place == "sampled" else 2)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())  # not written again
     for name in ("model.safetensors", "config.json"):
         assert (resumed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
 
@@ -121,7 +121,7 @@ def test_rounds_that_cannot_work_are_refused_before_anything_runs(online):
     told = wrong(online, ONLINE.replace('by: verifier, verifier: "tests.test_rounds:short"', "by: votes"))
     assert "train.rounds.rate" in told or "train.rounds" in told
     assert "nobody has judged what is written now" in told
-    told = wrong(online, ONLINE.replace("tests.test_rounds:short\"}}", "no_such_module:short\"}}"))
+    told = wrong(online, ONLINE.replace('tests.test_rounds:short"}}', 'no_such_module:short"}}'))
     assert "no module no_such_module" in told
-    labelled = ONLINE.replace("rule: raft", "rule: kto").replace("publish:", "score: {model: model, max_length: 64}\npublish:")
-    assert "needs labels, and what a policy writes has none" in wrong(online, labelled.replace("  max_length: 64\n", ""))
+    scored = ONLINE.replace("  max_length: 64\n", "").replace("publish:", "score: {model: model}\npublish:")
+    assert "needs labels, and what a policy writes has none" in wrong(online, scored.replace("rule: raft", "rule: kto"))

@@ -327,7 +327,9 @@ def samples(
         with bar("generate", "prompts", total=len(kept), initial=behind, shown=progress) as shown:
             for k in missing:
                 here = kept[k * block : (k + 1) * block]
-                drawn = xxh3_64_intdigest(f"block:{seed}:{k}:{told['model_hash']}".encode())  # another model, other draws
+                drawn = xxh3_64_intdigest(
+                    f"block:{seed}:{k}:{told['model_hash']}".encode()
+                )  # another model, other draws
                 asked = [row["prompt"] for row in here]
                 written = write(writer, tokenizer, asked, **sampling, **encoding, seed=drawn, progress=False)
                 _publish(_table(here, written), parts[k])
