@@ -275,12 +275,27 @@ def _evaluation_code(verifier: str | None) -> str:
     return package_version("scoring", "training") + function_version(verifier)
 
 
+def report_run(run: Path) -> Path:
+    """Write the page of a run that has ended, or that is still training, from what lies in its folder."""
+    said = files.read_json(run / "about.json") or {}
+    _write_page(run, said, files.read_json(run / "evaluation.json"))
+    return run / "report.html"
+
+
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:
+    said = {"name": spec.name, "about": spec.about}
+    files.write_text(run / "about.json", json.dumps(said))
+    _write_page(run, said, evaluation)
+
+
+def _write_page(run: Path, said: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
     from rlhf_data.report import run_page
 
-    manifest = {"name": spec.name, "about": spec.about, **json.loads((run / "manifest.json").read_text())}
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files.write_text(run / "report.html", run_page(manifest, metrics, evaluation, (evaluation or {}).get("samples")))
+    told = files.read_json(run / "manifest.json") or files.read_json(run / "arguments.json") or {}
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline is being written
+    metrics = [json.loads(line) for line in lines]
+    page = run_page({**said, **told}, metrics, evaluation, (evaluation or {}).get("samples"))
+    files.write_text(run / "report.html", page)
 
 
 def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -> Callable[..., list[Count]]:

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {*BASE, "report", "rules"},
     "reference": {*BASE, "shape"},
     "sampled": {*BASE, "sources"},
+    "beside": {*BASE, "snapshot", "sampled", "training"},
     "rounds": {*BASE, "snapshot", "spec"},
     "expectations": {"accounting"},
     "snapshot": {*BASE, "report", "expectations"},

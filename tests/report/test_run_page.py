@@ -5,6 +5,7 @@ from test_snapshot_page import HOSTILE, Page
 from rlhf_data.report import run_page
 from rlhf_data.report.curves import curves, smoothed, thin, ticks
 from rlhf_data.report.evaluation import measures, text_lines
+from rlhf_data.report.run import groups
 
 MANIFEST = {"rule": "dpo", "model": {"path": "/models/qwen"}, "snapshot": "20261122T1-5f", "parameters": {"beta": 0.1}}
 
@@ -96,3 +97,32 @@ def test_the_same_run_gives_the_same_bytes():
     metrics = [{"step": k, "loss": 1.0 / (k + 1)} for k in range(900)]
     pages = {run_page(MANIFEST, metrics, evaluated(0.5, 0.7), [sample("p", "a")]) for _ in range(2)}
     assert len(pages) == 1
+
+
+def test_sources_and_categories_have_a_line_each_of_the_last_tenth_of_the_steps():
+    def parts(k: int) -> dict:
+        return {"hh": {"loss": float(k), "rows": 3}, "uf": {"loss": 1.0, "w_ess": 0.5, "rows": 1}}
+
+    metrics = [{"step": k, "loss": 1.0, "by_source": parts(k)} for k in range(1, 21)]
+    (found,) = groups(metrics)
+    assert found["title"] == "source" and found["columns"] == ["loss", "w_ess"]
+    assert found["lines"] == [("hh", 60, [19.5, None]), ("uf", 20, [1.0, 0.5])]
+    html = run_page(MANIFEST, metrics, None, None)
+    Page(html)
+    assert '<section id="groups">' in html and groups([{"step": 1, "loss": 1.0}]) == []
+
+
+def test_rounds_are_a_table():
+    one = {
+        "round": 1,
+        "prompts": 8,
+        "answers": 32,
+        "distinct": 30,
+        "reward": 0.25,
+        "steps": 4,
+        "loss": 0.5,
+        "snapshot": "s",
+    }
+    html = run_page(MANIFEST | {"rounds": [one, one | {"round": 2, "reward": None}]}, [], None, None)
+    Page(html)
+    assert '<section id="rounds">' in html and "0.250" in html
