@@ -213,15 +213,19 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
-    made_of = [data.manifest["content_hash"], score, weights, tokens, arguments, code, *_of_rounds(spec)]
-    return digest(made_of)[:16]
+    made_of = [data.manifest["content_hash"], score, weights, tokens, arguments, code]
+    return digest([*made_of, *_of_rounds(spec, data, workspace, limit)])[:16]
 
 
-def _of_rounds(spec: Spec) -> list[Any]:
-    """What else decides the result where a policy is trained on what it writes."""
+def _of_rounds(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int | None) -> list[Any]:
+    """What else decides the result where a policy is trained on what it writes: how the first round is made."""
+    from rlhf_data.rounds import round_spec
+
     if spec.train is None or spec.train.rounds is None:
         return []
-    return [spec.train.rounds.model_dump(), function_version(spec.train.rounds.rate.verifier)]
+    start = resolve_model(spec.train.model, workspace, limit)
+    first = plan(round_spec(spec, 1, start, f"{spec.name}@{data.id}"), workspace, limit=limit)
+    return [spec.train.rounds.n, first[-2].fingerprint]  # the last step is publish, which says where it goes
 
 
 def current_snapshot(spec: Spec, workspace: Workspace, limit: int | None = None) -> snapshot.Snapshot:

@@ -18,6 +18,7 @@ from rlhf_data.spec.sections import (
     Generate,
     Prompts,
     Publish,
+    Score,
     Source,
     Spec,
     Split,
@@ -59,9 +60,6 @@ def round_spec(spec: Spec, number: int, policy: dict[str, Any], prompts: str) ->
         template=tokens.template or "chat",
         max_prompt_length=tokens.max_prompt_length or (tokens.max_length or 1024) * 3 // 4,
     )
-    score = spec.score
-    if score is not None and rounds.reference == "behaviour":
-        score = score.model_copy(update={"model": policy})
     return spec.model_copy(
         update={
             "name": f"{spec.name}-round-{number}",
@@ -71,7 +69,7 @@ def round_spec(spec: Spec, number: int, policy: dict[str, Any], prompts: str) ->
             "rate": rounds.rate,
             "split": Split(),
             "weigh": Weigh(weight=Weight(row="votes")) if spec.shape.to == "unpaired" else Weigh(),
-            "score": score,
+            "score": spec.score and _scored(spec.score, policy, rounds.reference),
             "expect": Expect(),
             "publish": Publish(to=f"{spec.publish.to.rstrip('/')}-round-{number}", retain=spec.publish.retain),
             "train": spec.train.model_copy(update={"rounds": None, "model": policy, "track": []}),
@@ -79,6 +77,20 @@ def round_spec(spec: Spec, number: int, policy: dict[str, Any], prompts: str) ->
             "schedule": None,
         }
     )
+
+
+def _scored(score: Score, policy: dict[str, Any], reference: str) -> Score:
+    """How a round is scored: the policy that writes is the reference `old` where there is one, or else the reference.
+
+    Args:
+        score: the spec's section.
+        policy: the model that writes.
+        reference: "behaviour", or "fixed" to leave the reference what it is.
+    """
+    if "old" in (score.references or {}):
+        old = score.references["old"].model_copy(update={"model": policy})
+        return score.model_copy(update={"references": {**score.references, "old": old}})
+    return score.model_copy(update={"model": policy}) if reference == "behaviour" else score
 
 
 def finish(run: Path, manifest: dict[str, Any], rounds: list[Round], rated: list[Path]) -> None:

@@ -9,8 +9,10 @@ import pytest
 from rlhf_data import engine
 from rlhf_data.cli import run_command
 from rlhf_data.plan import Workspace
+from rlhf_data.rounds import round_spec
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec import SpecError, check, read_all
+from rlhf_data.spec.sections import Score
 from tests import tiny_model
 from tests.project import SPEC, ratings
 
@@ -108,6 +110,35 @@ def test_a_killed_run_of_rounds_ends_with_the_bits_of_one_that_was_not(online, m
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())  # not written again
     for name in ("model.safetensors", "config.json"):
         assert (resumed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_the_policy_that_writes_is_the_reference_or_the_old_policy_or_neither(online):
+    spec, policy = spec_of(online), {"path": "written-by"}
+
+    def scored(score: Score, reference: str = "behaviour") -> Score:
+        rounds = spec.train.rounds.model_copy(update={"reference": reference})
+        train = spec.train.model_copy(update={"rounds": rounds})
+        made = round_spec(spec.model_copy(update={"train": train, "score": score}), 2, policy, "demo@1")
+        assert made.score is not None and made.train.model == policy and made.name == "demo-round-2"
+        return made.score
+
+    plain = Score(model={"path": "start"})
+    assert scored(plain).model == policy and scored(plain, "fixed").model == {"path": "start"}
+    both = scored(plain.model_copy(update={"references": {"old": Score(model={"path": "start"})}}))
+    assert both.model == {"path": "start"} and both.references["old"].model == policy
+
+
+def test_another_verifier_or_another_number_of_rounds_is_another_run(online):
+    assert run_command(["build", "demo.yaml"]) == 0
+    space = Workspace(Path(".rlhf"))
+
+    def name(text: str) -> str:
+        online.spec(text)
+        return engine.run_id(spec_of(online), online.snapshot, space)
+
+    changes = (("n: 2,", "n: 3,"), (":short", ":wrong"), ("samples: 6,", "samples: 5,"))
+    texts = [ONLINE, *(ONLINE.replace(old, new) for old, new in changes)]
+    assert len({name(text) for text in texts}) == 4 and name(ONLINE) == name(texts[0])
 
 
 def wrong(project, text: str) -> str:

@@ -57,7 +57,7 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
     yield from _polarity(spec)
     yield from _mix(spec)
-    yield from _references(spec, names, workspace)
+    yield from _other_specs(spec, names, workspace)
     for part in ("score", "train"):
         section = getattr(spec, part)
         if section is not None and "path" in section.model:
@@ -77,7 +77,7 @@ def _problems(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Fou
         )
 
 
-def _references(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Found]:
+def _other_specs(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Found]:
     """Runs and snapshots of other specs that are neither here nor in the workspace."""
     wanted = (
         ("run", runs_wanted(spec), workspace.model_of),
