@@ -63,14 +63,14 @@ def answers(
     return found.with_columns(reward=pl.Series(rewards, dtype=pl.Float64)).select(COLUMNS)
 
 
-def write(found: pl.DataFrame, out: Path) -> None:
-    """Write answers as .jsonl or .parquet, whole or not at all.
-
-    Raises:
-        ValueError: another kind of file.
-    """
+def check_file(out: Path) -> None:
+    """ValueError where `write` does not know this kind of file: asked before anything is generated."""
     if out.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"--out {out}: answers are written as .jsonl or .parquet")
+        raise ValueError(f"--out {out}: answers are written as .jsonl or .parquet; name such a file")
+
+
+def write(found: pl.DataFrame, out: Path) -> None:
+    """Write answers as .jsonl or .parquet, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with files.whole_file(out) as beside:
         found.write_ndjson(beside) if out.suffix == ".jsonl" else found.write_parquet(beside)

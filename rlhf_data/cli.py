@@ -331,6 +331,8 @@ def generate(
         snapshot, verifier = snapshot or one.name, verifier or (one.evaluate.verifier if one.evaluate else None)
     if snapshot is None:
         raise ValueError("whose prompts shall be answered? name a spec, or --snapshot SNAPSHOT")
+    if out is not None:
+        looking.check_file(out)
     rate = None
     if verifier is not None:
         from rlhf_data.rate.verifier import find_verifier

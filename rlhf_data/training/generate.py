@@ -322,7 +322,8 @@ def samples(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         numeric = {"dtype": dtype, "device": device, "engine": engine, "cache": cache}
-        writer, _ = open_writer(model, max_length=max_prompt_length + max_new_tokens, **numeric)
+        longest = max(map(len, encode_prompts(tokenizer, [row["prompt"] for row in kept], **encoding)))
+        writer, _ = open_writer(model, max_length=longest + max_new_tokens, **numeric)
         behind = len(kept) - _rows(missing, kept, block)
         with bar("generate", "prompts", total=len(kept), initial=behind, shown=progress) as shown:
             for k in missing:
