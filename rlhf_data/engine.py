@@ -298,7 +298,8 @@ def _write_page(run: Path, said: dict[str, Any], evaluation: dict[str, Any] | No
     told = files.read_json(run / "manifest.json") or files.read_json(run / "arguments.json") or {}
     lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline is being written
     metrics = [json.loads(line) for line in lines]
-    page = run_page({**said, **told}, metrics, evaluation, (evaluation or {}).get("samples"))
+    planned = [f"batches/{path.name}" for path in sorted((run / "batches").glob("*.parquet"))]  # from step to rows
+    page = run_page({**said, **told, "batches": planned}, metrics, evaluation, (evaluation or {}).get("samples"))
     files.write_text(run / "report.html", page)
 
 

@@ -96,6 +96,16 @@ def test_a_snapshot_is_pinned_in_the_lock_and_what_it_was_made_from_is_in_the_ma
     assert opened(demo, "again").manifest["content_hash"] == made.manifest["content_hash"]
 
 
+def test_a_row_is_explained_by_the_row_of_the_snapshot_that_it_was(demo, capsys):
+    assert run_command(["build", "again.yaml"]) == 0
+    pair = opened(demo, "again").scan().head(1).collect().to_dicts()[0]
+    capsys.readouterr()
+    assert run_command(["explain", pair["pair_id"], "again", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["records"]
+    assert record["state"] == "as it was read" and demo.snapshot.id in record["path"]
+    assert record["record"]["chosen"] == pair["chosen"]
+
+
 def test_specs_are_built_in_the_order_of_the_snapshots_they_read(project, capsys):
     specs = project.folder / "specs"
     specs.mkdir()
