@@ -370,8 +370,10 @@ def _publish(table: pa.Table, path: Path) -> None:
 
 def _ends(tokenizer: PreTrainedTokenizerBase, listed: Any) -> list[int]:
     """The tokens that end a completion: the tokenizer's, and those of the model's own settings."""
-    own = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return sorted({tokenizer.eos_token_id, *own})
+    own: list[int] = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)  # load_tokenizer refuses a tokenizer without one
+    return sorted({end, *own})
 
 
 def _to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
