@@ -114,8 +114,7 @@ def finish(run: Path, manifest: dict[str, Any], rounds: list[Round], rated: list
     files.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if not (run / "model").is_dir():
         with files.whole_folder(run / "model") as beside:
-            for path in sorted((rounds[-1].run / "model").iterdir()):
-                _share(path, beside / path.name)
+            shutil.copytree(rounds[-1].run / "model", beside, copy_function=_share, dirs_exist_ok=True)
     whole = {**last, **manifest, "steps": steps, "seconds": sum(one["seconds"] for one in told), "rounds": told}
     files.write_text(run / "manifest.json", json.dumps(whole, indent=2))
     (run / "_SUCCESS").touch()
@@ -135,7 +134,7 @@ def _figures(rated: Path) -> dict[str, Any]:
     return {"prompts": prompts, "answers": written, "distinct": answers.height, "reward": reward}
 
 
-def _share(path: Path, to: Path) -> None:
+def _share(path: str, to: str) -> None:
     """The same file under another name; a copy where the disk cannot do that."""
     try:
         os.link(path, to)
