@@ -165,7 +165,7 @@ def plan(
         print(json.dumps({"pending": pending, "specs": shown}))
     else:
         for one in shown:
-            print(one["spec"] + (f": waits for the run of {', '.join(one['waits_for'])}" if one["waits_for"] else ""))
+            print(one["spec"] + (f": waits for {', '.join(one['waits_for'])}" if one["waits_for"] else ""))
             for step in one["steps"]:
                 print(f"  {'run   ' if step['runs'] else 'cached'} {step['step']:<20} {step['why']}".rstrip())
     return 2 if pending else 0
@@ -298,6 +298,119 @@ def evaluate(
             "run_report": str(folder / "report.html"),
         })  # fmt: skip
     print_results(results, as_json)
+
+
+@app.command()
+def generate(
+    spec: Annotated[
+        Path | None,
+        typer.Argument(help="A spec: its latest policy, beside the model that it started from, on its own snapshot."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model that writes: a folder or a hub id.")] = None,
+    run: Annotated[str | None, typer.Option(help="The latest policy of this spec writes.")] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="A second model: a folder, a hub id or run:NAME; none: the first alone."),
+    ] = None,
+    snapshot: Annotated[str | None, typer.Option("--snapshot", "-s", help="Whose prompts are answered.")] = None,
+    split: Annotated[str, typer.Option(help="Prompts of which split.")] = "test",
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, drawn by keyed hash.")] = 5,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers to each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 takes the likeliest token.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    template: Annotated[str, typer.Option(help="chat, plain, or a .jinja file; a spec has its own.")] = "chat",
+    verifier: Annotated[str | None, typer.Option(help="module:function of (messages, answer) → reward.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts and of sampling.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write all answers to this .jsonl or .parquet file.")] = None,
+    var: Variables = None,
+    overrides: Overrides = None,
+    workspace: WorkspacePath = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Show what one or two models write to held-out prompts, side by side.
+
+    The same question is not answered twice, and one that was stopped goes on; --json prints a line of JSON an answer.
+    """
+    import shutil
+
+    from rlhf_data import beside as looking
+    from rlhf_data.inspect.places import open_at
+
+    space = _workspace(workspace)
+    one = _specs(spec, var, overrides, workspace)[0] if spec is not None else None
+    models = _writers(one, f"run:{run}" if run else model, beside, space)
+    if one is not None:
+        snapshot, verifier = snapshot or one.name, verifier or (one.evaluate.verifier if one.evaluate else None)
+    if snapshot is None:
+        raise ValueError("whose prompts shall be answered? name a spec, or --snapshot SNAPSHOT")
+    if out is not None:
+        looking.check_file(out)
+    rate = None
+    if verifier is not None:
+        from rlhf_data.rate.verifier import find_verifier
+
+        rate = find_verifier(verifier)
+    sampling: dict[str, Any] = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "engine": engine}
+    sampling |= _prompt_encoding(one) if one is not None else {"template": template}
+    where = {"store": space.samples, "cache": space.root, "seed": seed, "progress": sys.stderr.isatty()}
+    opened = open_at(snapshot, space)
+    found = looking.answers(opened, models, split=split, prompts=prompts, verifier=rate, **where, **sampling)
+    if out is not None:
+        looking.write(found, out)
+        say(f"{out}: {found.height:,} answers")
+    if as_json:
+        print("\n".join(json.dumps(row, ensure_ascii=False) for row in found.to_dicts()))
+    elif out is None:
+        print("\n".join(looking.in_words(found, shutil.get_terminal_size((100, 24)).columns)))
+    else:
+        print("\n".join(looking.summary(found)))
+
+
+def _writers(
+    spec: "Spec | None", named: str | None, beside: str | None, workspace: "Workspace"
+) -> dict[str, dict[str, Any]]:
+    """The models that a command asks to write, by the names they are shown under: one, or two side by side.
+
+    Args:
+        spec: its policy is the first and the model it started from the second, where none is named in their place.
+        named: the first, as `_reference` takes it.
+        beside: the second; "none" for none.
+        workspace: where runs are.
+    """
+    from rlhf_data.beside import name_of
+    from rlhf_data.plan import resolve_model
+
+    if spec is not None and spec.train is None and named is None:
+        raise ValueError(f"{spec.name} has no train section: name a model by --model, or --run NAME")
+    if spec is not None and spec.train is not None and named is None:
+        models = {spec.name: resolve_model({"run": spec.name}, workspace)}
+        second = resolve_model(spec.train.model, workspace) if beside is None else None
+        models |= {f"{spec.name} before": second} if second else {}
+    else:
+        first = _reference(named, workspace)
+        models = {name_of(first): first}
+    if beside not in (None, "none"):
+        other = _reference(beside, workspace)
+        models[name_of(other, list(models))] = other
+    return models
+
+
+def _prompt_encoding(spec: "Spec") -> dict[str, Any]:
+    """How the prompts of a spec's model become tokens."""
+    tokens = spec.score or spec.train
+    longest = (tokens.max_length if tokens else None) or 1024
+    limit = (tokens.max_prompt_length if tokens else None) or longest * 3 // 4
+    return {"template": (tokens.template if tokens else None) or "chat", "max_prompt_length": limit}
+
+
+def _reference(name: str | None, workspace: "Workspace") -> dict[str, Any]:
+    """The model that a person names: a folder, a hub id, or run:NAME."""
+    from rlhf_data.plan import resolve_model
+
+    if name is None:
+        raise ValueError("which model shall write? name a spec, --model MODEL, or --run NAME")
+    return resolve_model({"run": name[4:]}, workspace) if name.startswith("run:") else {"path": name}
 
 
 @app.command()
@@ -553,13 +666,17 @@ def report(
     workspace: WorkspacePath = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
-    """Print where a snapshot's HTML report is, or compare rules on it.
+    """Print where the HTML report of a snapshot or a run is, or compare rules on a snapshot.
 
+    Of a run's folder the page is made anew, also while it is training.
     With --rules: a page of where each rule's gradient would come from, before training; --json gives its figures.
     Without a policy named, it is the reference itself. --probe runs the policy backward over a few rows.
     """
     from rlhf_data.inspect.places import open_at
 
+    if (page := _run_page(Path(snapshot))) is not None and rules is None:
+        print(json.dumps({"report": str(page)}) if as_json else page)
+        return
     found_at = open_at(snapshot, _workspace(workspace)).path
     if rules is None:
         page = found_at / "report.html"
@@ -688,6 +805,17 @@ def deploy(
     return 1 if subprocess.run(command, check=False).returncode else 0
 
 
+def _run_page(place: Path) -> Path | None:
+    """The page of a run, made now, where `place` is the folder of a run or of a spec's runs; else None."""
+    latest = place / "latest"
+    run = place / latest.read_text(encoding="utf-8").strip() if latest.is_file() else place
+    if not (run / "metrics.jsonl").is_file():
+        return None
+    from rlhf_data import engine
+
+    return engine.report_run(run)
+
+
 def _weighed(
     snapshot: Path,
     rules: str | None,
@@ -773,9 +901,13 @@ def _named_snapshots(given: list[str] | None, workspace: "Workspace") -> dict[st
 
 
 def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[str]:
-    asked = [spec.rate.reward_model, *(spec.score.models.values() if spec.score else ())]
-    names = dict.fromkeys(model["run"] for model in asked if model and "run" in model)
-    return [name for name in names if not workspace.model_of(name, limit)]
+    """The specs whose runs or snapshots must be there before this one can be planned."""
+    from rlhf_data.spec.read import runs_wanted, snapshots_wanted
+
+    built = {name for name, path in runs_wanted(spec).items() if path != ("train", "model")}
+    runs = [name for name in sorted(built) if not workspace.model_of(name, limit)]
+    snapshots = [name for name in sorted(snapshots_wanted(spec)) if not workspace.snapshot_of(name, limit)]
+    return list(dict.fromkeys([*runs, *snapshots]))
 
 
 def _build(spec: "Spec", workspace: "Workspace", limit: int | None) -> dict[str, Any]:

@@ -160,16 +160,46 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
     """
     if spec.train is None:
         raise ValueError(f"{spec.name} has no train section: add train: {{rule: dpo, model: …}}")
+    if spec.train.rounds is not None:
+        return _train_rounds(spec, workspace, limit, progress)
     from rlhf_data.training import train as fit
+    from rlhf_data.training.trackers import following
 
     data = current_snapshot(spec, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
     first = os.environ.get("RANK", "0") == "0"  # under torchrun all train and one writes
-    with _alone(run) if first else nullcontext():
+    followed = following(run, spec.train.track, limited(spec.name, limit), arguments)
+    with _alone(run) if first else nullcontext(), followed if first else nullcontext():
         fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
     if not first:
         return run
+    if not (run / "report.html").is_file():
+        _report_run(spec, run, None)
+    files.write_text(run.parent / "latest", run.name + "\n")
+    return run
+
+
+def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress: bool) -> Path:
+    """Train in rounds on what the policy itself writes; the folder of the whole, as `train` gives it."""
+    from rlhf_data import rounds
+    from rlhf_data.training.trackers import following
+
+    assert spec.train is not None and spec.train.rounds is not None
+    data = current_snapshot(spec, workspace, limit)
+    run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
+    policy = start = resolve_model(spec.train.model, workspace, limit)
+    arguments = train_arguments(spec, workspace, limit)
+    with _alone(run), following(run, spec.train.track, limited(spec.name, limit), arguments):
+        done: list[rounds.Round] = []
+        for number in range(1, spec.train.rounds.n + 1 if not (run / "_SUCCESS").is_file() else 1):
+            one = rounds.round_spec(spec, number, policy, f"{spec.name}@{data.id}")
+            published_now = snapshot.Snapshot(build(one, workspace, limit=limit).snapshot)
+            done.append(rounds.Round(published_now, train(one, workspace, limit=limit, progress=progress)))
+            policy = {"path": str(done[-1].run / "model")}
+        if done:
+            rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
+            rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
@@ -188,7 +218,7 @@ def _alone(run: Path) -> Iterator[None]:
 def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) -> dict[str, Any]:
     """The trainer's arguments from the spec; how text becomes tokens is the scorer's, where there is one."""
     assert spec.train is not None
-    elsewhere = {"model", "template", "max_length", "max_prompt_length", "condition", "blend", "rounds"}
+    elsewhere = {"model", "template", "max_length", "max_prompt_length", "condition", "blend", "rounds", "track"}
     section = spec.train.model_dump(include=set(type(spec.train).model_fields) - elsewhere)
     tokens = spec.score or spec.train
     return {
@@ -240,7 +270,19 @@ def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int
     )
     score = snapshot.score_identity(data.manifest["score"])
     weights = content_hash(model, workspace.root)
-    return digest([data.manifest["content_hash"], score, weights, tokens, arguments, code])[:16]
+    made_of = [data.manifest["content_hash"], score, weights, tokens, arguments, code]
+    return digest([*made_of, *_of_rounds(spec, data, workspace, limit)])[:16]
+
+
+def _of_rounds(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int | None) -> list[Any]:
+    """What else decides the result where a policy is trained on what it writes: how the first round is made."""
+    from rlhf_data.rounds import round_spec
+
+    if spec.train is None or spec.train.rounds is None:
+        return []
+    start = resolve_model(spec.train.model, workspace, limit)
+    first = plan(round_spec(spec, 1, start, f"{spec.name}@{data.id}"), workspace, limit=limit)
+    return [spec.train.rounds.n, first[-2].fingerprint]  # the last step is publish, which says where it goes
 
 
 def _blend_identity(part: dict[str, Any]) -> dict[str, Any]:
@@ -303,12 +345,28 @@ def _evaluation_code(verifier: str | None) -> str:
     return package_version("scoring", "training") + function_version(verifier)
 
 
+def report_run(run: Path) -> Path:
+    """Write the page of a run that has ended, or that is still training, from what lies in its folder."""
+    said = files.read_json(run / "about.json") or {}
+    _write_page(run, said, files.read_json(run / "evaluation.json"))
+    return run / "report.html"
+
+
 def _report_run(spec: Spec, run: Path, evaluation: dict[str, Any] | None) -> None:
+    said = {"name": spec.name, "about": spec.about}
+    files.write_text(run / "about.json", json.dumps(said))
+    _write_page(run, said, evaluation)
+
+
+def _write_page(run: Path, said: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
     from rlhf_data.report import run_page
 
-    manifest = {"name": spec.name, "about": spec.about, **json.loads((run / "manifest.json").read_text())}
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    files.write_text(run / "report.html", run_page(manifest, metrics, evaluation, (evaluation or {}).get("samples")))
+    told = files.read_json(run / "manifest.json") or files.read_json(run / "arguments.json") or {}
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last newline is being written
+    metrics = [json.loads(line) for line in lines]
+    planned = [f"batches/{path.name}" for path in sorted((run / "batches").glob("*.parquet"))]  # from step to rows
+    page = run_page({**said, **told, "batches": planned}, metrics, evaluation, (evaluation or {}).get("samples"))
+    files.write_text(run / "report.html", page)
 
 
 def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -> Callable[..., list[Count]]:
@@ -324,6 +382,8 @@ def _function(planned: Planned, inputs: dict[str, Path], workspace: Workspace) -
         parameters["others"] = {name: _scorer(other, workspace) for name, other in parameters["others"].items()}
     if "reward" in parameters:
         parameters["rewarder"] = _rewarder(parameters.pop("reward"), workspace)
+    if "generator" in wanted:
+        parameters["generator"] = _generator(parameters.pop("generate"), workspace)
     if "tokenizer" in parameters:
         parameters["count_tokens"] = _token_counter(parameters.pop("tokenizer"), workspace)
     if "chunks" in wanted:
@@ -366,6 +426,18 @@ def _rewarder(recipe: dict[str, Any], workspace: Workspace) -> Callable[[Path, P
     from rlhf_data.scoring.rewards import reward
 
     return functools.partial(reward, store=workspace.scores, cache=workspace.root, **recipe)
+
+
+def _generator(settings: dict[str, Any], workspace: Workspace) -> Callable[[Path], Path]:
+    def written(prompts: Path) -> Path:
+        import pyarrow.parquet as pq
+
+        from rlhf_data.training.generate import samples
+
+        rows = pq.read_table(prompts).to_pylist()
+        return samples(workspace.samples, rows, **settings, cache=workspace.root)
+
+    return written
 
 
 def _keep_latest(step: Path) -> None:

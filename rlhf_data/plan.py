@@ -19,13 +19,17 @@ from typing import Any
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from rlhf_data import files, tables
-from rlhf_data.snapshot import intact
+from rlhf_data.snapshot import Snapshot, intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import MEASURES, REWARD_WORDS, Clean, Source, Spec
+from rlhf_data.spec.sections import MEASURES, REWARD_WORDS, Clean, Generate, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.
-CALLED = {"rlhf_data.reference:attach": ("scoring",), "rlhf_data.snapshot:publish": ("report", "expectations.py")}
+CALLED = {
+    "rlhf_data.reference:attach": ("scoring",),
+    "rlhf_data.sampled:read_samples": ("sources",),
+    "rlhf_data.snapshot:publish": ("report", "expectations.py"),
+}
 # Code that every data step leans on.
 SHARED = ("ids.py", "tables.py", "texts.py", "quarantine.py", "accounting.py", "shape/partners.py")
 
@@ -46,6 +50,10 @@ class Workspace:
     @property
     def scores(self) -> Path:
         return self.root / "scores"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
 
     @property
     def digests(self) -> Path:
@@ -164,7 +172,7 @@ def remember(spec: Spec, workspace: Workspace, planned: list[Planned], limit: in
 
 def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list[Step]:
     """The steps of a spec, each after those it reads."""
-    made = [_read_step(name, source, workspace, limit) for name, source in spec.sources.items()]
+    made = [_source_step(name, source, spec, workspace, limit) for name, source in spec.sources.items()]
     made.append(Step("collect", "rlhf_data.clean.collect:collect", {s.name: s.name for s in made}))
     for k, operation in enumerate(spec.clean, start=1):
         made.append(_clean_step(f"clean:{k}", made[-1].name, operation, workspace))
@@ -179,7 +187,7 @@ def steps(spec: Spec, workspace: Workspace, *, limit: int | None = None) -> list
     made.append(Step("split", "rlhf_data.shape.split:split", sides, shares))
     made.append(_shape_step(spec, text))
     made.append(_weigh_step(spec, text, workspace, limit))
-    if spec.score is not None:
+    if spec.score is not None and not (spec.train and spec.train.rounds):  # rounds score what they write
         made.append(_score_step(spec, text, workspace, limit))
     made.append(_publish_step(spec, made, text, limit, workspace))
     return made
@@ -233,13 +241,15 @@ def function_version(name: str | None) -> str:
     return files.digest(file) if file and file.is_file() else ""
 
 
-def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None) -> Step:
+def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None, adapter: str | None = None) -> Step:
+    """The step that reads files; `adapter` in place of the source's own."""
     found = find_files(source.path)
     parameters = {
         "source": name,
         "files": {table: [str(path) for path in paths] for table, paths in found.items()},
         "limit": limit,
-        **{key: getattr(source, key) for key in ("adapter", "options", "columns", "sql", "format", "hf", "category")},
+        **{key: getattr(source, key) for key in ("options", "columns", "sql", "format", "hf", "category")},
+        "adapter": adapter or source.adapter,
     }
     stamps = {table: [files.stamp(path) for path in paths] for table, paths in found.items()}  # before the digests
     content = {
@@ -251,6 +261,75 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
     identity = {**parameters, "files": content}
     known = {"digests": digests, "stamps": stamps, "version": code_version(function)}
     return Step(f"read:{name}", function, {}, {**parameters, **known}, identity)
+
+
+def _source_step(name: str, source: Source, spec: Spec, workspace: Workspace, limit: int | None) -> Step:
+    """The step that reads a source, wherever it comes from."""
+    if source.generate is not None:
+        return _sample_step(name, source, source.generate, spec.seed, workspace, limit)
+    if source.snapshot is None:
+        return _read_step(name, source, workspace, limit)
+    opened = resolve_snapshot(source.snapshot, workspace, limit)
+    paths = [str(path) for path in opened.files()]
+    own = {"path": paths, "snapshot": None, "format": "parquet"}
+    return _read_step(name, source.model_copy(update=own), workspace, limit, f"published_{opened.manifest['table']}")
+
+
+def _sample_step(
+    name: str, source: Source, generate: Generate, seed: int, workspace: Workspace, limit: int | None
+) -> Step:
+    from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
+
+    opened = resolve_snapshot(generate.prompts.snapshot, workspace, limit)
+    policy = resolve_model(generate.policy, workspace, limit)
+    function = "rlhf_data.sampled:read_samples"
+    sampling = generate.model_dump(exclude={"policy", "prompts", "unfinished"})
+    drawn = {
+        "rows": generate.prompts.rows,
+        "skip": generate.prompts.skip,
+        "seed": seed,
+        "unfinished": generate.unfinished,
+        "policy": generate.policy.get("run") or Path(policy["path"]).name,
+        "source": name,
+        "category": source.category,
+        "limit": limit,
+    }
+    where = {
+        "files": [str(path) for path in opened.files(generate.prompts.split)],
+        "table": opened.manifest["table"],
+        "generate": {**sampling, "model": policy, "seed": seed},
+        "version": code_version(function),
+    }
+    if not where["files"]:
+        raise ValueError(f"sources.{name}: {opened.path} has no split {generate.prompts.split!r} to take prompts from")
+    identity = {
+        **drawn,
+        **sampling,
+        "template_text": template_text(generate.template),
+        "prompts": [opened.manifest["content_hash"], generate.prompts.split],
+        "model": content_hash(policy, workspace.root),
+        "tokenizer": tokenizer_hash(policy, workspace.root),
+    }
+    return Step(f"read:{name}", function, {}, {**drawn, **where}, identity)
+
+
+def resolve_snapshot(reference: str, workspace: Workspace, limit: int | None = None) -> Snapshot:
+    """The snapshot that NAME or NAME@VERSION means: of the last build of that spec, or a version of its own.
+
+    Raises:
+        ValueError: that spec was not built in this workspace, or it has no such version.
+    """
+    name, _, version = reference.partition("@")
+    latest = workspace.snapshot_of(name, limit)
+    if latest is None:
+        raise ValueError(f"no snapshot of {name!r} in {workspace.root}: build that spec first, or the folder of both")
+    if not version:
+        return Snapshot(latest)
+    there = sorted(mark.parent for mark in latest.parent.glob(f"{version}*/_SUCCESS"))
+    if len(there) != 1:
+        known = ", ".join(path.name for path in there) or "no version of that id is there"
+        raise ValueError(f"{reference} does not name one snapshot of {latest.parent}: {known}")
+    return Snapshot(there[0])
 
 
 def _data_set_files(hf: str | None) -> dict[str, list[Path]]:
@@ -423,22 +502,10 @@ def score_columns(spec: Spec) -> list[str]:
 
 
 def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, workspace: Workspace) -> Step:
-    lock = _as_yaml(spec.model_dump(exclude_unset=True))  # as it was written: it can be built again
+    lock = _as_yaml(_pinned(spec, workspace, limit))
     inputs = {**{step.name: step.name for step in before}, "rows": before[-1].name, "text": text, "rate": "rate"}
     to = limited(spec.publish.to.rstrip("/"), limit)
-    sources = {
-        name: {
-            "adapter": source.adapter or ("columns" if source.columns else "sql" if source.sql else "as named"),
-            "license": source.license,
-            "hf": source.hf,
-            "files": [
-                {"name": path.name, "bytes": path.stat().st_size, "digest": d}
-                for paths in find_files(source.path).values()
-                for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)
-            ],
-        }
-        for name, source in spec.sources.items()
-    }
+    sources = {name: _said_of(source, workspace, limit) for name, source in spec.sources.items()}
     parameters = {
         "to": to,
         "name": limited(spec.name, limit),
@@ -456,6 +523,53 @@ def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, 
         {**parameters, "spec_lock": lock, "spec_hash": spec_hash},
         identity={**parameters, "to": str(Path(to).resolve())},
     )
+
+
+def _said_of(source: Source, workspace: Workspace, limit: int | None) -> dict[str, Any]:
+    """What a manifest says of a source: how it is read, its licence, and the content that it is."""
+    asked = source.generate.prompts.snapshot if source.generate else source.snapshot
+    opened = resolve_snapshot(asked, workspace, limit) if asked else None
+    found = {"raw": opened.files()} if source.snapshot and opened else find_files(source.path)
+    said = {
+        "adapter": source.adapter or _read_as(source),
+        "license": source.license or (_license(opened) if opened else None),
+        "hf": source.hf,
+        "files": [
+            {"name": path.name, "bytes": path.stat().st_size, "digest": d}
+            for paths in found.values()
+            for path, d in zip(paths, files.digests(paths, workspace.digests), strict=True)
+        ],
+    }
+    if opened:
+        said["snapshot"] = {"name": opened.manifest["name"], "id": opened.id, "path": str(opened.path)}
+    if source.generate:
+        from rlhf_data.scoring.identity import content_hash
+
+        policy = resolve_model(source.generate.policy, workspace, limit)
+        said["policy"] = {**source.generate.policy, "model_hash": content_hash(policy, workspace.root)}
+    return said
+
+
+def _read_as(source: Source) -> str:
+    ways = ("columns", "sql", "snapshot", "generate")
+    return next((way for way in ways if getattr(source, way) is not None), "as named")
+
+
+def _license(opened: Snapshot) -> str | None:
+    """The one licence of all sources of a snapshot; None where they have several, or one has none."""
+    licenses = {source.get("license") for source in opened.manifest["sources"].values()}
+    return licenses.pop() if len(licenses) == 1 else None
+
+
+def _pinned(spec: Spec, workspace: Workspace, limit: int | None) -> dict[str, Any]:
+    """The spec as it was written, so that it can be built again; snapshots that it reads are named by version."""
+    written = spec.model_dump(exclude_unset=True)
+    for source in written["sources"].values():
+        place = source["generate"]["prompts"] if source.get("generate") else source
+        if place.get("snapshot"):
+            opened = resolve_snapshot(place["snapshot"], workspace, limit)
+            place["snapshot"] = f"{place['snapshot'].partition('@')[0]}@{opened.id}"
+    return written
 
 
 def _as_yaml(tree: dict[str, Any]) -> str:

@@ -354,7 +354,7 @@ def _record(
             if Path(name).name != file["name"]:
                 continue
             declared = (spec.get("sources") or {}).get(source) or {}
-            there = [path for path in _files(declared.get("path")) if path.as_posix().endswith(name)]
+            there = [path for path in _files(_place(declared, sources[source])) if path.as_posix().endswith(name)]
             found = {"raw_ref": ref, "source": source, "path": str(there[0]) if there else None}
             same = [path for path in there if lineage.raw_digest(path, workspace) == file["digest"]]
             if not same:
@@ -364,6 +364,11 @@ def _record(
             return {**found, "path": str(same[0]), "state": "as it was read", "record": record}
     known = next((s for s in dict.fromkeys([*likely, *sources])), None)
     return {"raw_ref": ref, "source": known, "path": None, "record": None, "state": _missing(name, known, spec)}
+
+
+def _place(declared: dict[str, Any], said: dict[str, Any]) -> Any:
+    """Where a source's files are: what the spec says, or the snapshot that it names."""
+    return declared.get("path") or (f"{said['snapshot']['path']}/data" if said.get("snapshot") else None)
 
 
 def _missing(name: str, source: str | None, spec: dict[str, Any]) -> str:

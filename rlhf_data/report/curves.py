@@ -26,17 +26,27 @@ COUNTERS = {
     "tokens",
     "n",
     "seed",
+    "round",
 }
 # Shown first, in this order; each family by any of its names.
 FIRST = (
     ("loss", "train_loss"),
     ("log_ratio_margin", "reward_margin", "rewards_margin", "margin", "margins"),
     ("accuracy", "reward_accuracy", "rewards_accuracy"),
+    ("reward",),
+    ("chosen_log_ratio", "log_ratio"),
+    ("rejected_log_ratio", "mismatched_log_ratio"),
+    ("w_ess",),
+    ("kl", "kl_k3"),
     ("grad_norm", "gradient_norm"),
     ("lr", "learning_rate"),
-    ("kl",),
 )
-KINDS = {"accuracy": "chosen", "grad_norm": "two", "lr": "two", "learning_rate": "two"}
+KINDS = {
+    "accuracy": "chosen",
+    "chosen_log_ratio": "chosen",
+    "rejected_log_ratio": "rejected",
+    **dict.fromkeys(("grad_norm", "gradient_norm", "lr", "learning_rate"), "two"),
+}
 
 
 class Tick(NamedTuple):

@@ -11,7 +11,10 @@ from rlhf_data.report.reliability import picture
 SAMPLES = 8
 # Mappings within the manifest whose names say nothing that their keys do not.
 PLAIN = ("hyperparameters", "parameters", "settings", "config", "train", "options")
-LEFT_OUT = ("about", "last")  # the headline and the curves show them
+LEFT_OUT = ("about", "last", "rounds")  # the headline, the curves and a table of their own show them
+SHOWN = ("loss", "accuracy", "log_ratio_margin", "reward", "log_ratio", "kl_k3", "w_chosen", "w", "w_ess", "w_zero")
+GROUPS = ("by_source", "by_category")
+LATELY = 10  # a group's figures are means over its last tenth of steps, at least one
 
 
 def run_page(
@@ -46,11 +49,40 @@ def run_page(
             measures=measures(evaluation),
             reliability=picture(evaluation),
             curves=curves(metrics),
+            groups=groups(metrics),
+            rounds=manifest.get("rounds") or [],
             settings=settings(manifest),
             samples=(samples or [])[:SAMPLES],
             samples_left=max(0, len(samples or []) - SAMPLES),
         )
     )
+
+
+def groups(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics by source and by category as tables: figures over the last tenth of the steps, weighed by rows.
+
+    Returns:
+        dicts of `title`, `columns`, and `lines`: the name, the rows of all steps, and a figure a column (None where it
+        is not said).
+    """
+    found = []
+    for by in GROUPS:
+        lines = [line[by] for line in metrics if isinstance(line.get(by), dict)]
+        if not lines:
+            continue
+        names = sorted({name for line in lines for name in line})
+        late = lines[-max(1, len(lines) // LATELY) :]
+        columns = [name for name in SHOWN if any(name in part for line in late for part in line.values())]
+        rows = {name: sum(line[name].get("rows", 0) for line in lines if name in line) for name in names}
+        table = [(name, rows[name], [_late_mean(late, name, column) for column in columns]) for name in names[:40]]
+        found.append({"title": by.removeprefix("by_"), "columns": columns, "lines": table})
+    return found
+
+
+def _late_mean(lines: list[dict[str, Any]], name: str, column: str) -> float | None:
+    parts = [line[name] for line in lines if column in line.get(name, {})]
+    n = sum(part.get("rows", 1) for part in parts)
+    return sum(part[column] * part.get("rows", 1) for part in parts) / n if n else None
 
 
 def settings(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,9 +27,10 @@ from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files
-from rlhf_data.scoring.encode import ENCODING, encode
+from rlhf_data.scoring.encode import encode
 from rlhf_data.scoring.identity import template_text, tokenizer_hash
 from rlhf_data.scoring.packs import Group
+from rlhf_data.scoring.recipe import ENCODING
 
 _PART_ROWS = 16_384  # rows whose texts and ids are in memory at a time; what a kill costs
 

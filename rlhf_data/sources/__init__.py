@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_data.words import hint
 
-__all__ = ["ADAPTERS", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
+__all__ = ["ADAPTERS", "OWN", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
 READER_OPTIONS = ("quote", "separator", "sheet")
 ADAPTERS = (
@@ -52,6 +52,9 @@ ADAPTERS = (
     "webgpt",
 )
 
+# Of what the project itself has written: no `adapter:` of a spec, but what {snapshot: …} and {generate: …} are read by.
+OWN = ("published_paired", "published_unpaired", "written")
+
 
 def adapter(name: str) -> ModuleType:
     """The module of an adapter.
@@ -59,7 +62,7 @@ def adapter(name: str) -> ModuleType:
     Raises:
         ValueError: no such adapter.
     """
-    if name not in ADAPTERS:
+    if name not in (*ADAPTERS, *OWN):
         meant = hint(name, ADAPTERS, ", ")
         raise ValueError(f"no adapter named {name!r}{meant}; known adapters: {', '.join(ADAPTERS)}")
     return importlib.import_module(f"rlhf_data.sources.{name}")

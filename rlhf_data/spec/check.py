@@ -13,7 +13,7 @@ import polars as pl
 from rlhf_data import rules, tables
 from rlhf_data.clean import filter as clean_filter
 from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
-from rlhf_data.spec.read import Lines, line_of, runs_wanted
+from rlhf_data.spec.read import Lines, line_of, runs_wanted, snapshots_wanted
 from rlhf_data.spec.sections import Blend, Clean, Source, Spec, Train
 
 Found = tuple[Path, str]
@@ -61,16 +61,7 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
         yield ("weigh", "weight", "label"), "the paired table has no label; leave it out, or shape to: unpaired"
     yield from _polarity(spec)
     yield from _mix(spec)
-    for name in sorted(runs_wanted(spec) - names):
-        if workspace.model_of(name) is None:
-            path = next(path for path, model in _models(spec) if model.get("run") == name)
-            yield (
-                path,
-                (
-                    f"no spec named {name!r} here and no run of it in {workspace.root}; "
-                    f"{did_you_mean(name, names - {spec.name})}: give the folder of both specs, or run {name} first"
-                ),
-            )
+    yield from _other_specs(spec, names, workspace)
     for path, model in _models(spec):
         if "path" in model:
             yield from _model(path, model)
@@ -104,6 +95,23 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
             ("evaluate",),
             f"no rows are held out for {spec.evaluate.split}; add split: {{{spec.evaluate.split}: 0.1}}",
         )
+
+
+def _other_specs(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[Found]:
+    """Runs and snapshots of other specs that are neither here nor in the workspace."""
+    wanted = (
+        ("run", runs_wanted(spec), workspace.model_of),
+        ("snapshot", snapshots_wanted(spec), workspace.snapshot_of),
+    )
+    for what, named, known in wanted:
+        for name in sorted(named):
+            if name not in names and known(name) is None:
+                hint = did_you_mean(name, names - {spec.name})
+                other = f"give the folder of both specs, or {'run' if what == 'run' else 'build'} {name} first"
+                yield (
+                    named[name],
+                    f"no spec named {name!r} here and no {what} of it in {workspace.root}; {hint}: {other}",
+                )
 
 
 def _clean(path: Path, operation: Clean) -> Iterator[Found]:
@@ -210,13 +218,18 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     from rlhf_data import sources
     from rlhf_data.sources import mapping
 
+    if source.generate is not None:
+        yield from _generated((*path, "generate"), source)
+        return
     known_adapter = source.adapter in sources.ADAPTERS
     if source.adapter is not None and not known_adapter:
         yield (
             (*path, "adapter"),
             f"no adapter named {source.adapter!r}; {did_you_mean(source.adapter, sources.ADAPTERS)}",
         )
-    if known_adapter or source.adapter is None:
+    if source.snapshot is not None:
+        yield from _published_options(path, source)
+    elif known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
     for key in ("quote", "separator"):
@@ -261,6 +274,23 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
                 f"(the file has {', '.join(first) or 'no columns: no record of it is a JSON object'})"
             ),
         )
+
+
+def _generated(path: Path, source: Source) -> Iterator[Found]:
+    """Problems of a policy that writes a source."""
+    assert source.generate is not None
+    if "path" in source.generate.policy:
+        yield from _model((*path, "policy"), source.generate.policy)
+    yield from _template(path, source.generate.template)
+
+
+def _published_options(path: Path, source: Source) -> Iterator[Found]:
+    """Options that neither kind of snapshot has; which kind it is, is known once it is built."""
+    from rlhf_data import sources
+
+    wrong = [sources.check_options(f"published_{table}", source.options) for table in ("unpaired", "paired")]
+    if all(wrong):
+        yield (*path, "options"), "; ".join(wrong[0])
 
 
 def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:
@@ -347,13 +377,26 @@ def _describes_a_model(folder: FilePath) -> bool:
 def _tokens(part: str, section: Any) -> Iterator[Found]:
     """Problems of how text becomes tokens, in score or train."""
     template, longest, prompt = section.template, section.max_length or 1024, section.max_prompt_length
-    if template not in (None, "chat", "plain") and not FilePath(template).is_file():
-        yield (part, "template"), f"no file {template}; write chat, plain, or the path of a .jinja file"
+    yield from _template((part,), template)
     if prompt is not None and prompt >= longest:
         yield (
             (part, "max_prompt_length"),
             f"leaves no token of {longest} for an answer; make it less than max_length",
         )
+
+
+def _template(path: Path, template: str | None) -> Iterator[Found]:
+    if template not in (None, "chat", "plain") and not FilePath(template).is_file():
+        yield (*path, "template"), f"no file {template}; write chat, plain, or the path of a .jinja file"
+
+
+def _rounds(spec: Spec) -> Iterator[Found]:
+    """Problems of online rounds."""
+    assert spec.train is not None and spec.train.rounds is not None
+    yield from _verifier(("train", "rounds", "rate", "verifier"), spec.train.rounds.rate.verifier)
+    if "label" in rules.columns(spec.train.rule) and spec.shape.label == "source":
+        what = f"{rules.label(spec.train.rule)} needs labels, and what a policy writes has none"
+        yield ("shape", "label"), f"{what}; write label: threshold or label: prompt_mean"
 
 
 def _train(spec: Spec) -> Iterator[Found]:
@@ -388,6 +431,8 @@ def _train(spec: Spec) -> Iterator[Found]:
         yield ("shape", "ties"), f"{name} does not read `preference`, so ties must be drop"
     if train.condition is not None:
         yield from _condition(spec, references)
+    if train.rounds is not None:
+        yield from _rounds(spec)
     for key in ("template", "max_length", "max_prompt_length"):
         if spec.score is not None and getattr(train, key) is not None:
             yield ("train", key), f"stands in score, whose tokens are trained on; leave it out here, or set score.{key}"
@@ -435,12 +480,7 @@ def _blended(path: Path, part: Blend, spec: Spec, known: dict[str, Spec], worksp
         yield path, f"two parts are named {part.name or part.snapshot!r}; give each a name of its own"
     folder = None if part.snapshot in known else workspace.snapshot_of(part.snapshot)
     if part.snapshot not in known and folder is None:
-        where = "give the folder of both specs, or build it first"
-        yield (
-            (*path, "snapshot"),
-            f"no spec {part.snapshot!r} here and no snapshot of it; {did_you_mean(part.snapshot, known)}: {where}",
-        )
-        return
+        return  # told already
     if folder is None:
         other = known[part.snapshot]
         table, scored = other.shape.to, other.score is not None

@@ -50,7 +50,7 @@ def read(
 def read_all(
     place: FilePath, *, variables: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None
 ) -> dict[FilePath, tuple[sections.Spec, Lines]]:
-    """The spec of a file, or all specs of a folder in the order of their references to each other's runs.
+    """The spec of a file, or all specs of a folder in the order of their references to each other.
 
     Raises:
         SpecError: all problems of all files; two specs of one name; references in a circle.
@@ -72,16 +72,30 @@ def read_all(
     return {file: read_specs[file] for file in _in_order(read_specs)}
 
 
-def runs_wanted(spec: sections.Spec) -> set[str]:
-    """Names of the specs whose runs this spec starts from."""
-    models = [*(spec.score.models.values() if spec.score else ()), *([spec.train.model] if spec.train else ())]
-    models += [spec.rate.reward_model] if spec.rate.reward_model is not None else []
-    return {model["run"] for model in models if "run" in model}
+def runs_wanted(spec: sections.Spec) -> dict[str, Path]:
+    """Names of the specs whose runs this spec starts from, each with the first place that says so."""
+    models: dict[Path, dict[str, Any]] = {}
+    if spec.rate.reward_model is not None:
+        models["rate", "reward_model"] = spec.rate.reward_model
+    for place, model in spec.score.models.items() if spec.score is not None else ():
+        models["score", *place.split(".")] = model
+    if spec.train is not None:
+        models["train", "model"] = spec.train.model
+    for name, source in spec.sources.items():
+        if source.generate is not None:
+            models["sources", name, "generate", "policy"] = source.generate.policy
+    return {model["run"]: path for path, model in reversed(models.items()) if "run" in model}
 
 
 def snapshots_wanted(spec: sections.Spec) -> dict[str, Path]:
     """Names of the other specs whose snapshots this spec reads, each with the first place that says so."""
     found: dict[str, Path] = {}
+    for name, source in spec.sources.items():
+        if source.snapshot is not None:
+            found.setdefault(source.snapshot.partition("@")[0], ("sources", name, "snapshot"))
+        if source.generate is not None:
+            prompts: Path = ("sources", name, "generate", "prompts", "snapshot")
+            found.setdefault(source.generate.prompts.snapshot.partition("@")[0], prompts)
     for k, part in enumerate((spec.train.blend if spec.train is not None else None) or ()):
         if part.snapshot != spec.name:
             found.setdefault(part.snapshot, ("train", "blend", k, "snapshot"))
@@ -284,7 +298,8 @@ def _in_order(specs: dict[FilePath, tuple[sections.Spec, Lines]]) -> list[FilePa
         if not ready:
             file, (spec, _) = next(iter(waiting.items()))
             what = (
-                f"the specs {', '.join(s.name for s, _ in waiting.values())} start from each other's runs in a circle"
+                f"the specs {', '.join(s.name for s, _ in waiting.values())} start from each other's runs "
+                "or snapshots in a circle"
             )
             raise SpecError([Problem(str(file), 1, "", what)])
         for file in ready:

@@ -81,13 +81,52 @@ PathLike = Annotated[Any, AfterValidator(_path)]
 ModelReference = Annotated[Any, AfterValidator(_model)]
 
 
+def _snapshot(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*(@[A-Za-z0-9-]+)?", value):
+        raise _refuse(f"{value!r} does not name a snapshot; write the name of a spec, or NAME@VERSION")
+    return value
+
+
+SnapshotName = Annotated[str, AfterValidator(_snapshot)]
+
+
+class Prompts(Section):
+    """The prompts of a snapshot, each once."""
+
+    snapshot: SnapshotName = Field(description="a spec's name, perhaps with @VERSION")
+    split: Annotated[str, AfterValidator(one_of("train", "validation", "test"))] = "train"
+    rows: Count | None = Field(default=None, description="so many prompts, drawn by keyed hash; all by default")
+    skip: Annotated[int, Field(ge=0)] = Field(0, description="how many of those drawn are passed over")
+
+
+class Sampling(Section):
+    """How a policy writes answers."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    max_new_tokens: Count = 256
+    unfinished: Annotated[str, AfterValidator(one_of("keep", "drop"))] = Field(
+        "keep", description="what becomes of answers that were cut off at max_new_tokens"
+    )
+
+
+class Generate(Sampling):
+    """A policy's own samples as a source: answers that `rate` judges."""
+
+    policy: ModelReference
+    prompts: Prompts
+    n: Count = Field(4, description="answers to each prompt")
+    template: str = Field("chat", description="chat, plain, or the path of a .jinja file")
+    max_prompt_length: Count = Field(768, description="tokens; a longer prompt loses its oldest ones")
+    dtype: Annotated[str, AfterValidator(one_of("auto", "float32", "bfloat16"))] = "auto"
+
+
 class Source(Section):
     """One raw data set: where it is, and how its records become observations."""
 
     path: PathLike = None
     hf: str | None = Field(default=None, description="a hub id or a local data set folder, as ID[@REVISION][:SPLIT]")
-    snapshot: Later = None
-    generate: Later = None
+    snapshot: SnapshotName | None = Field(default=None, description="another spec's output, as NAME or NAME@VERSION")
+    generate: Generate | None = None
     adapter: str | None = Field(default=None, description="a named adapter")
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own options")
     columns: dict[str, Any] | None = Field(default=None, description="what the raw columns mean")
@@ -101,10 +140,17 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_place_one_reading(self) -> "Source":
-        places = [k for k in ("path", "hf") if getattr(self, k) is not None]
+        places = [k for k in ("path", "hf", "snapshot", "generate") if getattr(self, k) is not None]
         if len(places) != 1:
-            raise _refuse(f"needs exactly one of path and hf; it has {' and '.join(places) or 'neither'}")
+            raise _refuse(
+                f"needs exactly one of path, hf, snapshot and generate; it has {' and '.join(places) or 'none'}"
+            )
         readings = [k for k in ("adapter", "columns", "sql") if getattr(self, k) is not None]
+        ours = [k for k in ("adapter", "columns", "sql", "format") if getattr(self, k) is not None]
+        if places[0] in ("snapshot", "generate") and ours:
+            raise _refuse(f"{ours[0]} says how a file is read, and a {places[0]} needs none; leave it out")
+        if self.generate is not None and self.options:
+            raise _refuse("options are an adapter's; what generate takes stands in generate")
         if len(readings) > 1:
             raise _refuse(f"may have one of adapter, columns, sql; it has {' and '.join(readings)}")
         return self
@@ -218,6 +264,9 @@ RATE_WORDS = {
     "elo": ("elo",),
     **dict.fromkeys(REWARD_WORDS, ("reward_model",)),
 }
+
+
+RATES_TEXT = ("verifier", "reward_model")  # ways that need no judgment, only the answer
 
 
 class Rate(Section):
@@ -565,6 +614,24 @@ class Condition(Section):
         return {"on": self.on, "text": dict(self.text), "place": self.place, "infer": infer}
 
 
+class Rounds(Sampling):
+    """Online training: in each round the policy writes answers, they are rated, and it is trained on them."""
+
+    n: Count = Field(description="rounds")
+    prompts: Count | None = Field(default=None, description="of the train split, so many a round; all by default")
+    samples: Count = Field(4, description="answers to each prompt")
+    rate: Rate
+    reference: Annotated[str, AfterValidator(one_of("behaviour", "fixed"))] = Field(
+        "behaviour", description="what the rule's reference is: the policy that wrote the answers, or score.model"
+    )
+
+    @model_validator(mode="after")
+    def _judged_by_itself(self) -> "Rounds":
+        if self.rate.by not in RATES_TEXT:
+            raise _refuse(f"nobody has judged what is written now: rate it by {' or '.join(RATES_TEXT)}")
+        return self
+
+
 class Train(BaseModel):
     """How a policy is trained on the snapshot; keys that are not here are the rule's own parameters."""
 
@@ -605,7 +672,10 @@ class Train(BaseModel):
     reference: MovingReference | None = Field(
         default=None, description="one that follows the policy; stored scores are not read"
     )
-    rounds: Later = None
+    rounds: Rounds | None = None
+    track: list[Annotated[str, AfterValidator(one_of("tensorboard", "trackio", "mlflow", "wandb"))]] = Field(
+        default_factory=list, description="where the metrics go besides the run's folder"
+    )
 
     @property
     def parameters(self) -> dict[str, Any]:

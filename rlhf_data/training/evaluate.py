@@ -20,7 +20,7 @@ from rlhf_data.scoring.tokens import folder as tokens_folder
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.calibration import calibration_error, log_loss, reliability
 from rlhf_data.training.gate import check_encoding
-from rlhf_data.training.generate import generate
+from rlhf_data.training.generate import open_writer, write
 from rlhf_data.training.step import Policy, sequence_logps
 
 Verifier = Callable[[list[Message], str], float]
@@ -50,7 +50,7 @@ class Margins(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a model writes: texts per prompt, and the mean reward of each prompt's, (n,)."""
+    """What a model writes: texts per prompt, and what each is worth, (n, samples)."""
 
     texts: list[list[str]]
     rewards: np.ndarray
@@ -115,19 +115,22 @@ def compare(
         "max_length": max_length,
         "max_prompt_length": prompt_limit(max_length, max_prompt_length),
     }
-    measures, shown, calibration = [], [], []
-    left_out: dict[str, int] = {}
     scored = is_reward_model(after)
     if scored and verifier is not None:
         raise ValueError("a reward model writes no answers for a verifier to grade: leave verifier out")
+    numeric = {"dtype": dtype, "cache": cache}
+    measures: list[dict[str, Any]] = []
+    left_out: dict[str, int] = {}
+    shown: list[dict[str, Any]] = []
+    calibration: list[dict[str, Any]] = []
     if "chosen" in table.column_names:
         manifest = manifest_of(snapshot)
-        numeric = {"dtype": dtype, "token_budget": token_budget, "cache": cache}
         recipe = None if scored else manifest.get("score")
+        options = {"by": by, "recipe": recipe, "token_budget": token_budget, **tokens, **numeric}
 
         def margins(model: dict[str, Any]) -> Margins:
-            place = tokens_folder(snapshot, manifest, split, model=model, cache=cache, **tokens) / split
-            return pair_margins(model, table, by=by, recipe=recipe, stored=place, **tokens, **numeric)
+            stored = tokens_folder(snapshot, manifest, split, model=model, cache=cache, **tokens) / split
+            return pair_margins(model, table, stored=stored, **options)
 
         # What had no head before has no scores to compare with.
         first = margins(before) if not scored or is_reward_model(before) else None
@@ -139,25 +142,17 @@ def compare(
             measures += _pair_measures(first, second, seed)
         left_out |= second.dropped
     if verifier is not None:
-        rate = find_verifier(verifier)
-        limit = tokens["max_prompt_length"]
-        asked, refused = _answerable(_distinct(table, by, prompts), after, template, limit, cache)
+        asked, refused = _answerable(_distinct(table, by, prompts), after, template, tokens["max_prompt_length"], cache)
         left_out |= refused
+        rate = find_verifier(verifier)
         settings = {"n": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "dtype": dtype}
-        answers = [
-            answer(model, [row["prompt"] for row in asked], rate, **settings, cache=cache, progress=progress)
-            for model in (before, after)
-        ]
-        about = f"mean of {verifier} over {samples} answers to each held-out prompt"
-        groups, prompt_ids = [row[by] for row in asked] if by else [], [row["prompt_id"] for row in asked]
-        lines = _lines(answers[0].rewards, answers[1].rewards, groups, prompt_ids, seed)
-        measures.append({"name": "verifier reward", "about": about, "share": False, "lines": lines})
-        shown = [_sample(row, rate, *(side.texts[k][0] for side in answers)) for k, row in enumerate(asked[:_SHOWN])]
-    return {"split": split, "by": by, "measures": measures, "left_out": left_out} | {
-        "samples": shown,
-        "calibration": calibration,
-    }
+        settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "progress": progress}
+        texts = [row["prompt"] for row in asked]
+        written = [answer(model, texts, rate, **settings, **numeric) for model in (before, after)]
+        measures += _answer_measures(written[0], written[1], asked, by, verifier, seed)
+        shown = _shown(asked, written[0], written[1])
+    found = {"split": split, "by": by, "measures": measures, "left_out": left_out}
+    return found | {"samples": shown, "calibration": calibration}
 
 
 def pair_margins(
@@ -235,15 +230,33 @@ def answer(
         rate: (messages, completion) → reward.
         dtype: see `models.load`.
         cache: folder for digests and dequantised models.
-        sampling: see `generate`.
+        sampling: see `write`.
 
     Raises:
         ValueError: a reward that is no number.
     """
-    net, tokenizer = models.load(model, dtype=dtype, device="auto", cache=cache)
-    texts = generate(net, tokenizer, for_inference(prompts, model), **sampling)
-    rewards = [_rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)]
+    writer, tokenizer = open_writer(model, dtype=dtype, cache=cache)
+    asked = for_inference(prompts, model)
+    texts = [[one.text for one in written] for written in write(writer, tokenizer, asked, **sampling)]
+    rewards = [rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)]
     return Answers(texts, np.asarray(rewards))
+
+
+def wins(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """How often an answer of `after` is better than one of `before` to the same prompt, each with each, a tie one half.
+
+    Args:
+        before: rewards, (n, samples).
+        after: rewards, (n, samples).
+
+    Returns:
+        (n,), in [0, 1].
+
+    >>> wins(np.asarray([[0.0, 1.0]]), np.asarray([[1.0, 1.0]]))
+    array([0.75])
+    """
+    gap = after[:, :, None] - before[:, None, :]
+    return ((gap > 0) + 0.5 * (gap == 0)).mean(axis=(1, 2))
 
 
 def find_verifier(name: str) -> Verifier:
@@ -288,12 +301,7 @@ def _pair_measures(before: Margins, after: Margins, seed: int) -> list[dict[str,
     measures = [{"name": "preference accuracy", "about": about, "share": True, "lines": lines}]
     if after.log_ratio_margin is not None:
         about = "share of held-out pairs whose chosen answer gained more on the reference than the rejected one"
-        hits = _hits(after.log_ratio_margin)
-        # The reference has gained nothing on itself: there is no figure before.
-        lines = [
-            {**line, "before": None, "difference": None}
-            for line in _lines(hits, hits, after.groups, after.prompts, seed)
-        ]
+        lines = _lines_after(_hits(after.log_ratio_margin), after.groups, after.prompts, seed)
         measures.append({"name": "implicit reward accuracy", "about": about, "share": True, "lines": lines})
     return measures
 
@@ -346,6 +354,28 @@ def _calibration(side: Margins) -> list[dict[str, Any]]:
     ]
 
 
+def _answer_measures(
+    before: Answers, after: Answers, rows: Sequence[dict[str, Any]], by: str | None, verifier: str, seed: int
+) -> list[dict[str, Any]]:
+    """What a verifier says of two models' answers: their reward, and how often one beats the other."""
+    groups, prompts = [row[by] for row in rows] if by else [], [row["prompt_id"] for row in rows]
+    each = f"{after.rewards.shape[1]} answers to each held-out prompt"
+    return [
+        {
+            "name": "verifier reward",
+            "about": f"mean of {verifier} over {each}",
+            "share": False,
+            "lines": _lines(before.rewards.mean(axis=1), after.rewards.mean(axis=1), groups, prompts, seed),
+        },
+        {
+            "name": "win rate",
+            "about": f"share of {each} that {verifier} finds better than the model's before; a tie counts one half",
+            "share": True,
+            "lines": _lines_after(wins(before.rewards, after.rewards), groups, prompts, seed),
+        },
+    ]
+
+
 def _hits(margin: np.ndarray) -> np.ndarray:
     return (margin > 0) + 0.5 * (margin == 0)
 
@@ -361,6 +391,13 @@ def _members(groups: Sequence[str | None], n: int) -> dict[str | None, np.ndarra
     """Which of n rows belong to each group, those by name after None, all rows."""
     named = {name: np.asarray([g == name for g in groups]) for name in sorted({g for g in groups if g is not None})}
     return {None: np.ones(n, dtype=bool), **named}
+
+
+def _lines_after(
+    values: np.ndarray, groups: Sequence[str | None], prompts: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
+    """Lines of what has no figure before: the reference has gained nothing on itself."""
+    return [{**line, "before": None, "difference": None} for line in _lines(values, values, groups, prompts, seed)]
 
 
 def _line(group: str | None, before: np.ndarray, after: np.ndarray, prompts: Any, seed: int) -> dict[str, Any]:
@@ -390,13 +427,28 @@ def _distinct(table: pa.Table, by: str | None, most: int | None) -> list[dict[st
     return [rows[key] for key in sorted(rows)][:most]
 
 
-def _sample(row: dict[str, Any], rate: Verifier, before: str, after: str) -> dict[str, Any]:
-    rewards = {"before_reward": rate(row["prompt"], before), "after_reward": rate(row["prompt"], after)}
-    return {"prompt": row["prompt"], "category": row["category"], "before": before, "after": after, **rewards}
+def _shown(rows: Sequence[dict[str, Any]], before: Answers, after: Answers) -> list[dict[str, Any]]:
+    """The first answers to the first prompts, for people to read."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "category": row["category"],
+            "before": before.texts[k][0],
+            "after": after.texts[k][0],
+            "before_reward": float(before.rewards[k, 0]),
+            "after_reward": float(after.rewards[k, 0]),
+        }
+        for k, row in enumerate(rows[:_SHOWN])
+    ]
 
 
-def _rated(rate: Verifier, prompt: list[Message], texts: Sequence[str]) -> float:
+def rated(rate: Verifier, prompt: list[Message], texts: Sequence[str]) -> list[float]:
+    """What a verifier thinks of answers to one prompt.
+
+    Raises:
+        ValueError: a reward that is no finite number.
+    """
     rewards = [float(rate(prompt, text)) for text in texts]
     if not all(map(math.isfinite, rewards)):
         raise ValueError(f"the verifier gave {rewards} for the prompt {str(prompt)[:200]}: a reward must be finite")
-    return sum(rewards) / len(rewards)
+    return rewards

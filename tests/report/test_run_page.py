@@ -6,6 +6,7 @@ from rlhf_data.report import run_page
 from rlhf_data.report.curves import curves, smoothed, thin, ticks
 from rlhf_data.report.evaluation import measures, text_lines
 from rlhf_data.report.reliability import BOTTOM, LEFT, RIGHT, TOP, picture
+from rlhf_data.report.run import groups
 
 MANIFEST = {"rule": "dpo", "model": {"path": "/models/qwen"}, "snapshot": "20261122T1-5f", "parameters": {"beta": 0.1}}
 
@@ -112,3 +113,32 @@ def test_a_reward_models_reliability_is_a_picture_with_its_table():
     assert drawn is not None and drawn.least == 0.0
     assert [(b.x, b.y) for b in drawn.bins] == [(LEFT, BOTTOM - 0.25 * (BOTTOM - TOP)), (RIGHT, TOP)]
     assert drawn.bins[1].radius - 3 == 2 * (drawn.bins[0].radius - 3)
+
+
+def test_sources_and_categories_have_a_line_each_of_the_last_tenth_of_the_steps():
+    def parts(k: int) -> dict:
+        return {"hh": {"loss": float(k), "rows": 3}, "uf": {"loss": 1.0, "w_ess": 0.5, "rows": 1}}
+
+    metrics = [{"step": k, "loss": 1.0, "by_source": parts(k)} for k in range(1, 21)]
+    (found,) = groups(metrics)
+    assert found["title"] == "source" and found["columns"] == ["loss", "w_ess"]
+    assert found["lines"] == [("hh", 60, [19.5, None]), ("uf", 20, [1.0, 0.5])]
+    html = run_page(MANIFEST, metrics, None, None)
+    Page(html)
+    assert '<section id="groups">' in html and groups([{"step": 1, "loss": 1.0}]) == []
+
+
+def test_rounds_are_a_table():
+    one = {
+        "round": 1,
+        "prompts": 8,
+        "answers": 32,
+        "distinct": 30,
+        "reward": 0.25,
+        "steps": 4,
+        "loss": 0.5,
+        "snapshot": "s",
+    }
+    html = run_page(MANIFEST | {"rounds": [one, one | {"round": 2, "reward": None}]}, [], None, None)
+    Page(html)
+    assert '<section id="rounds">' in html and "0.250" in html

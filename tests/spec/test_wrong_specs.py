@@ -132,8 +132,9 @@ WRONG = [
     pytest.param(BASE.encode() + b"# \xff", None, "is not UTF-8 text", id="Latin-1"),
     case("an unset variable", "about: x", "about: ${NO_SUCH}", 3, "about: the variable NO_SUCH is not set; give --var NO_SUCH=VALUE"),
     # what a later release will do
-    source("a snapshot as source", "{snapshot: other}", f".snapshot: {LATER}"),
-    source("a policy as source", "{generate: {n: 4}}", f".generate: {LATER}"),
+    source("a snapshot of nobody", "{snapshot: other}", ".snapshot: no spec named 'other' here and no snapshot of it"),
+    source("a policy without prompts", "{generate: {policy: model}}", ".generate.prompts: missing"),
+    source("a file and a snapshot", "{path: raw/r.jsonl, snapshot: other}", ": needs exactly one of path, hf, snapshot and generate; it has path and snapshot"),
     source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
     source("a spreadsheet", "{path: raw/r.jsonl, format: xlsx}", ".format: 'xlsx' is not supported yet"),
     case("no reward model", "by: rating, scale: [1, 5]", "by: reward_model", 8, "rate: by: reward_model and reward_model: {run: NAME} belong together"),
@@ -169,7 +170,7 @@ WRONG = [
     case("label_balance of pairs", "rows: [1, null]", "label_balance: [0.3, null]", 12, "expect.label_balance: the paired table has no label"),
     train("a blend of nothing", "{rule: dpo, model: model, blend: []}", "train.blend: must hold 1 or more"),
     blend("no snapshot", "{rule: sft}", ".snapshot: missing; add it"),
-    blend("a snapshot of nobody", "{snapshot: dem, rule: sft}", ".snapshot: no spec 'dem' here and no snapshot of it; did you mean 'demo'?"),
+    blend("a snapshot of nobody", "{snapshot: dem, rule: sft}", ".snapshot: no spec named 'dem' here and no snapshot of it in"),
     blend("a rule of the other table", "{snapshot: demo, rule: sft}", ".rule: sft trains on the unpaired table, and demo is paired"),
     blend("no such rule", "{snapshot: demo, rule: dpoo}", ".rule: no rule named 'dpoo'; did you mean 'dpo'?"),
     blend("neither a key nor a parameter", "{snapshot: demo, rule: dpo, betta: 1}", ".betta: neither a key of a blend nor a parameter of dpo; did you mean 'beta'?"),
@@ -203,8 +204,8 @@ WRONG = [
     clean("an unknown language", "{op: language, keep: [english]}", ".keep: no language 'english'; use codes of ISO 639"),
     case("near without clusters", "test: 0.2", "test: 0.2, near: 0.9", 9, "split: near says which prompts are a cluster"),
     # sources
-    source("no place", "{license: MIT}", ": needs exactly one of path and hf; it has neither"),
-    source("two places", "{path: raw/r.jsonl, hf: org/x}", ": needs exactly one of path and hf; it has path and hf"),
+    source("no place", "{license: MIT}", ": needs exactly one of path, hf, snapshot and generate; it has none"),
+    source("two places", "{path: raw/r.jsonl, hf: org/x}", ": needs exactly one of path, hf, snapshot and generate; it has path and hf"),
     source("two readings", "{path: raw/r.jsonl, adapter: hh_rlhf, sql: SELECT 1}", ": may have one of adapter, columns, sql; it has adapter and sql"),
     source("no such adapter", "{path: raw/r.jsonl, adapter: hh_rlfh}", ".adapter: no adapter named 'hh_rlfh'; did you mean 'hh_rlhf'?"),
     source("another data set's adapter", "{path: raw/r.jsonl, adapter: hh_rlhf}", ".path: hh_rlhf needs it: no column 'chosen'"),
@@ -407,7 +408,7 @@ def test_specs_that_start_from_each_others_runs_are_refused(place, capfd):
         (place / "all" / f"{name}.yaml").write_text(spec)
     code, said = check("all", capfd)
     assert code == 1
-    assert "the specs one, two start from each other's runs in a circle" in said[0]
+    assert "the specs one, two start from each other's runs or snapshots in a circle" in said[0]
 
 
 @pytest.mark.parametrize("place_name", ["nowhere", "empty"])

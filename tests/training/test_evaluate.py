@@ -6,14 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import encode_prompts
 from rlhf_data.training import compare, generate, train
-from rlhf_data.training.evaluate import answer, bootstrap, find_verifier
+from rlhf_data.training.evaluate import answer, bootstrap, find_verifier, wins
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, paired_snapshot, pairs, user
 
+REWARDS = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3)
 PROMPTS = [user("How do I bake bread?"), user("Sea?"), user("Write a poem about the deep blue sea, please.")]
 
 
@@ -77,7 +80,7 @@ def test_a_prompt_that_cannot_be_encoded_is_left_out_and_counted(folder, referen
     options = {"max_length": MAX_LENGTH, "max_new_tokens": 2, "cache": folder / "cache", "progress": False}
     result = compare(snapshot, before=reference, after=reference, verifier=f"{__name__}:length", **options)
     assert result["left_out"] == {"text.special_token": 1}
-    assert [measure["lines"][0]["n"] for measure in result["measures"]] == [7, 7]
+    assert [measure["lines"][0]["n"] for measure in result["measures"]] == [7, 7, 7]
 
 
 def test_a_models_own_sampling_settings_do_not_change_what_is_sampled(loaded):
@@ -100,7 +103,7 @@ def test_a_verifier_judges_what_the_policy_writes(folder, reference):
     options = {"n": 2, "temperature": 1.0, "max_new_tokens": 6, "cache": folder / "cache", "progress": False}
     written = answer(reference, PROMPTS, count, dtype="auto", **options)
     assert [messages for messages, _ in seen] == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert written.rewards.tolist() == [sum(map(len, texts)) / 2 for texts in written.texts]
+    assert written.rewards.tolist() == [[len(text) for text in texts] for texts in written.texts]
     with pytest.raises(ValueError, match="a reward must be finite"):
         answer(reference, PROMPTS, lambda messages, text: float("nan"), dtype="auto", **options)
 
@@ -110,9 +113,22 @@ def test_a_verifier_is_a_measure_with_samples_to_look_at(folder, reference):
     options = {"max_length": MAX_LENGTH, "max_new_tokens": 4, "cache": folder / "cache", "progress": False}
     verifier = f"{__name__}:length"
     result = compare(snapshot, before=reference, after=reference, verifier=verifier, prompts=3, **options)
-    reward = result["measures"][-1]
+    reward, won = result["measures"][-2:]
+    assert won["name"] == "win rate" and won["lines"][0]["after"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert won["lines"][0]["before"] is None
     assert reward["name"] == "verifier reward" and reward["lines"][0]["n"] == 3 == len(result["samples"])
     assert all(s["before"] == s["after"] and s["after_reward"] == len(s["after"]) for s in result["samples"])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(REWARDS, REWARDS), min_size=1, max_size=5))
+def test_one_side_wins_what_the_other_loses_and_every_answer_meets_every_other(rewards):
+    before, after = (np.asarray([row[side] for row in rewards]) for side in (0, 1))
+    won = wins(before, after)
+    np.testing.assert_allclose(won + wins(after, before), 1)
+    for row, share in enumerate(won):
+        met = [(a > b) + (a == b) / 2 for a in after[row] for b in before[row]]
+        assert share == pytest.approx(sum(met) / len(met))
 
 
 def length(messages, completion):
