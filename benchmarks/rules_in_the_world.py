@@ -10,6 +10,7 @@ with one line of JSON. Settings are the published forms' defaults but for what `
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -87,7 +88,7 @@ def run(folder: Path, names: list[str], prompts: int) -> dict[str, dict[str, Any
             "batch_size": 32 if case.pipeline == "dpo" else 64,
             "learning_rate": case.learning_rate,
         }
-        own = "world-" + case.rule.replace("_", "-")
+        own = re.sub(r"[^a-z]+", "-", name.lower())
         file = spec_file(folder, case.pipeline, {"name": own, "train": train, **case.sections})
         results[name] = judged(file, folder) | {"settings": train, "note": case.note}
         print(line(name, results[name]), flush=True)

@@ -224,7 +224,8 @@ def trls(asked: argparse.Namespace, given: Prepared) -> Callable[[Sequence[int]]
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     def answer(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
@@ -257,19 +258,21 @@ def trls(asked: argparse.Namespace, given: Prepared) -> Callable[[Sequence[int]]
         )
     peer.precompute_ref_logps, peer.ref_model = True, None
     peer.current_gradient_accumulation_steps = 1  # which its `train` would set
-    table = list(peer.train_dataset)
+    assert peer.model is not None
+    model: Any = peer.model
+    table: list[dict[str, Any]] = [dict(row) for row in peer.train_dataset]
     for row, pair in zip(table, given.pairs, strict=True):
         for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
             if row[name] != pair[name]:
                 raise ValueError(f"TRL has other {name} than we: {row[name]} and {pair[name]}")
-        row |= {name: pair[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        row.update({name: pair[name] for name in ("ref_chosen_logps", "ref_rejected_logps")})
     optimizer = peer.create_optimizer()
-    peer.model.train()
+    model.train()
 
     def run(picked: Sequence[int]) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = peer.training_step(peer.model, peer.data_collator([table[i] for i in picked]))
-        torch.nn.utils.clip_grad_norm_(peer.model.parameters(), CLIP)
+        loss = peer.training_step(model, peer.data_collator([table[i] for i in picked]))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         return float(loss)
 
@@ -349,7 +352,7 @@ def gemm(device: str) -> float:
     seconds = []
     for _ in range(5):
         at = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         if device != "cpu":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - at)
