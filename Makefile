@@ -18,9 +18,10 @@ test: lint
 laws: .venv/.installed
 	RLHF_DATA_LAWS=1000 $(BIN)/python -m pytest -n 2 --dist loadfile -q tests/laws tests/rate/test_bradley_terry.py
 
-# Of `make test`, the gradients that are held against TRL's trainers: run it after a new TRL or a new rule.
+# What is held against TRL's trainers: gradients, and whole runs of every rule that both have (`make test` has three).
+# Run it after a new TRL or a new rule. RLHF_DATA_PARITY_MODEL=FOLDER[:GGUF] adds a short run of a real model.
 parity: .venv/.installed
-	$(BIN)/python -m pytest -q tests/training/test_parity.py tests/training/test_parity_of_rules.py
+	RLHF_DATA_PARITY=all $(BIN)/python -m pytest -q tests/training/test_parity.py tests/training/test_parity_of_rules.py tests/training/test_parity_of_runs.py
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
