@@ -1,18 +1,23 @@
 """Whether a run fits in memory, said before it starts rather than by the kernel's killer."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-_CHUNK_COPIES = 3  # of a chunk of logits: they, their exponentials, the gradient
-_CHUNK_ROWS = 256
+from rlhf_data.scoring.head import tile_of
+
+_TILE_COPIES = 3  # of a tile of logits: they, their exponentials, the gradient
 _LEAST_TOKENS = 64  # a smaller budget is no advice
 
 
 class Shape(NamedTuple):
-    """What memory depends on: parameters in all and those that are trained, and the sizes of layers and vocabulary."""
+    """What memory depends on: parameters in all and those that are trained, and the sizes of layers and vocabulary.
+
+    `tile` is how many logits are alive at a time, see `head.tile_of`.
+    """
 
     parameters: int
     trained: int
@@ -20,6 +25,7 @@ class Shape(NamedTuple):
     hidden: int
     inner: int
     vocabulary: int
+    tile: int = math.prod(tile_of(torch.device("cuda")))
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -34,6 +40,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
         hidden=config.hidden_size,
         inner=inner,
         vocabulary=config.vocab_size,
+        tile=math.prod(tile_of(model.device)),
     )
 
 
@@ -168,7 +175,7 @@ def _layer_elements(shape: Shape) -> int:
 
 
 def _head_bytes(shape: Shape) -> int:
-    return _CHUNK_COPIES * _CHUNK_ROWS * shape.vocabulary * 4
+    return _TILE_COPIES * shape.tile * 4
 
 
 def in_words(sizes: dict[str, int]) -> str:
