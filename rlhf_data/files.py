@@ -42,7 +42,7 @@ def whole_folder(path: Path, *, lasting: bool = False) -> Iterator[Path]:
     tell, and what took hours deserves it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     temporary = _beside(path)
     temporary.mkdir()
     try:
@@ -120,7 +120,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HERE}-{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what killed processes of this machine left half done in `folder`."""
     for left in folder.glob(".*.tmp"):
         if abandoned(left):

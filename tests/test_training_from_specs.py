@@ -118,7 +118,7 @@ def test_a_changed_snapshot_of_a_blend_is_another_run(inside, tmp_path, monkeypa
 def test_a_snapshot_that_was_built_may_be_blended_without_its_spec(inside, capfd):
     assert run_command(["check", "specs/adapted.yaml"]) == 0
     assert run_command(["check", "specs/adapted.yaml", "--workspace", "nowhere"]) == 1
-    assert "no spec 'texts' here and no snapshot of it" in capfd.readouterr().err
+    assert "no spec named 'texts' here and no snapshot of it" in capfd.readouterr().err
     with pytest.raises(ValueError, match="no snapshot of 'texts' was built in nowhere"):
         engine.train_arguments(read(Path("specs/adapted.yaml"))[0], Workspace(Path("nowhere")))
 

@@ -78,18 +78,9 @@ def latest_of_all(workspace: Workspace) -> list[Snapshot]:
 
 def versions(folder: Path) -> list[Path]:
     """The finished snapshots of a folder of versions, oldest first."""
-    parents = {
-        path.parent.name: (files.read_json(path.with_name("manifest.json")) or {}).get("parent")
-        for path in folder.glob("[!.]*/_SUCCESS")
-    }
-
-    def place(name: str) -> tuple[str, int]:
-        """When it was published: the second, and how many of the same second came before."""
-        second, parent = name.partition("-")[0], parents[name] or ""
-        same = parent in parents and parent.partition("-")[0] == second
-        return second, place(parent)[1] + 1 if same else 0
-
-    return [folder / name for name in sorted(parents, key=place)]
+    marks = {path.parent: path.stat().st_mtime_ns for path in folder.glob("[!.]*/_SUCCESS")}
+    # Of snapshots of one second, the mark that was written first.
+    return sorted(marks, key=lambda path: (path.name.partition("-")[0], marks[path], path.name))
 
 
 def _by_name(name: str, workspace: Workspace) -> Path:

@@ -194,6 +194,7 @@ def _jobs(
         if read_before and all(texts.whole(chunks / key) for key in read_before):
             yield from (Job(key, name, partial(_removed, path)) for key in read_before)
             continue
+        disk.sweep(listed.parent)  # what a killed process left
         keys = []
         for piece in readers.pieces(path, name=name, format=format, digest=digest, names=names, **reading):
 

@@ -62,7 +62,7 @@ def check_first_batch(
         for row, i in enumerate(picked):
             n_tokens = len(rows.groups[i].completions[column])
             reference = rows.columns[name][i]
-            total = sum(reference) if "token_" in name else reference
+            total = float(sum(map(float, reference)) if "token_" in name else reference)
             # NaN is no number that a difference could be told from: it counts as the largest.
             gap = abs(live[row][column] - total) / n_tokens
             where = f"{rows.ids[i]}: {name} is {total:.4f}, now {live[row][column]:.4f}"

@@ -87,7 +87,7 @@ def test_one_piece_or_many_publish_the_same_bytes(size, shape, project, monkeypa
     spec, _ = read(project.folder / "demo.yaml")
     monkeypatch.setattr(readers, "PIECE_BYTES", size)
     built = engine.build(spec, Workspace(project.folder / "elsewhere"))
-    assert len(list((project.folder / "elsewhere" / "chunks").iterdir())) > 4
+    assert len(list((project.folder / "elsewhere" / "chunks").glob("[!.]*"))) > 4
     assert project.snapshot.manifest["content_hash"] == content
     assert built.snapshot.name == project.snapshot.id and len(project.versions) == 1  # the same: not published again
     project.spec(SPEC.replace("to: paired, pairing: all", shape).replace("snapshots/demo", "snapshots/cut"))
@@ -99,7 +99,7 @@ def test_one_piece_or_many_publish_the_same_bytes(size, shape, project, monkeypa
 
 def made(folder) -> dict[str, int]:
     """The chunks that are there and when they were written."""
-    return {path.name: (path / "_SUCCESS").stat().st_mtime_ns for path in (folder / "chunks").iterdir()}
+    return {path.name: (path / "_SUCCESS").stat().st_mtime_ns for path in (folder / "chunks").glob("[!.]*")}
 
 
 def test_lines_that_are_added_re_read_only_the_last_pieces(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_damaged_chunk_is_read_anew_or_named_and_never_published(damage, part,
     project.raw(LINES)
     assert project.build() == 0
     content = project.snapshot.manifest["content_hash"]
-    (chunk,) = (project.folder / ".rlhf" / "chunks").iterdir()
+    (chunk,) = (project.folder / ".rlhf" / "chunks").glob("[!.]*")
     was = files.digest(chunk / f"{part}.parquet")
     DAMAGES[damage](chunk / f"{part}.parquet")
     shutil.rmtree(project.folder / "snapshots")

@@ -81,7 +81,7 @@ def test_the_class_stands_in_what_is_trained_on(classes, tokenizer):
     )  # fmt: skip
     for group, label in zip(rows.groups, rows.columns["label"], strict=True):
         text = decoded(tokenizer, group.prompt)
-        assert ("user\nParis: How do I" in text) is label and ("user\nsea: How do I" in text) is not label
+        assert ("user\nParis: How do I" in text) == label and ("user\nsea: How do I" in text) != label
 
 
 def test_a_policy_of_two_classes_answers_by_class(trained, folder):

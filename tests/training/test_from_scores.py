@@ -104,7 +104,7 @@ def test_a_run_of_another_spec_may_be_the_old_policy_and_is_waited_for(place, ca
     (place.folder / "specs" / "demo.yaml").write_text(mine)
     assert [one.name for one, _ in read_all(place.folder / "specs").values()] == ["writer", "demo"]
     assert run_command(["plan", "specs"]) == 2
-    assert "demo: waits for the run of writer" in capfd.readouterr().out
+    assert "demo: waits for writer" in capfd.readouterr().out
     assert run_command(["run", "specs"]) == 0
     trained = Workspace(place.folder / ".rlhf").model_of("writer")
     told = place.snapshot.manifest["score"]["references"]["old"]["model"]

@@ -156,7 +156,7 @@ def test_each_rows_own_margin_counts(folder, reference):
         max_prompt_length=None,
     )  # fmt: skip
     model, _ = rewards.load_reward_model(reference, head_seed=0, cache=folder / "cache")
-    done = accumulate(Policy(model, "packed", 4096, True), read, range(4), "rm_margin", {})
+    done = accumulate(Policy(model, "packed", 4096, scores=True), read, range(4), "rm_margin", {})
     batch, weights = done.batch, done.weights
     gap = batch.chosen_score - batch.rejected_score
     torch.testing.assert_close(weights.chosen, torch.sigmoid(batch.margin - gap))

@@ -19,7 +19,7 @@ from tests import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAINABLE = [name for name in rules.RULES if name != "rm"]  # its laws are those of scores
+TRAINABLE = [name for name in rules.RULES if not rules.scores(name)]  # the others push a head, not log-probs
 # Answers to a prompt count once each in their group's mean or best, whatever they weigh, so a second copy of an answer
 # is more than its weight doubled.
 OF_GROUPS = [name for name in TRAINABLE if rules.keeps_groups(name)]
