@@ -59,8 +59,6 @@ def load(
             f"max_length is {max_length}, but {reference['path']} has {positions} positions: "
             f"set max_length: {positions}, or less"
         )
-    if adapter := reference.get("adapter"):
-        model = merged(model, Path(adapter).expanduser())
     model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
     return model.eval(), load_tokenizer(reference, cache=cache)
 
