@@ -230,7 +230,6 @@ def score(
     They go to the score store; nothing is published.
     """
     from rlhf_data import engine
-    from rlhf_data.plan import plan as make_plan
 
     results = []
     for one in _specs(spec, var, overrides, workspace):
@@ -240,10 +239,7 @@ def score(
             references = engine.score_status(one, _workspace(workspace), limit=limit, on_step=show_step)
             results.append({"spec": one.name, "references": references})
             continue
-        planned = make_plan(one, _workspace(workspace), limit=limit, until="score")
-        for step in planned:
-            engine.run_step(step, planned, _workspace(workspace), on_step=show_step)
-        recipe = json.loads((_workspace(workspace).step(planned[-1].fingerprint) / "score.json").read_text())
+        recipe = engine.score(one, _workspace(workspace), limit=limit, on_step=show_step)
         results.append({"spec": one.name, **recipe})
     if as_json:
         print(json.dumps(results))
@@ -904,9 +900,10 @@ def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[
     """The specs whose runs or snapshots must be there before this one can be planned."""
     from rlhf_data.spec.read import runs_wanted, snapshots_wanted
 
-    built = {name for name, path in runs_wanted(spec).items() if path != ("train", "model")}
+    built = {name for name, path in runs_wanted(spec).items() if path[0] != "train"}
     runs = [name for name in sorted(built) if not workspace.model_of(name, limit)]
-    snapshots = [name for name in sorted(snapshots_wanted(spec)) if not workspace.snapshot_of(name, limit)]
+    read = {name for name, path in snapshots_wanted(spec).items() if path[0] != "train"}
+    snapshots = [name for name in sorted(read) if not workspace.snapshot_of(name, limit)]
     return list(dict.fromkeys([*runs, *snapshots]))
 
 

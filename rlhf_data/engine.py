@@ -121,6 +121,28 @@ def published(planned: list[Planned], workspace: Workspace) -> Path:
     return Path(json.loads((workspace.step(planned[-1].fingerprint) / "snapshot.json").read_text())["path"])
 
 
+def score(
+    spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None
+) -> dict[str, Any]:
+    """Run the steps of a spec up to its scores, and publish nothing; what the scorer says of itself.
+
+    Raises:
+        ValueError: the spec scores what it writes itself.
+    """
+    with in_use(workspace):
+        planned = _to_scores(spec, workspace, limit)
+        for step in planned:
+            run_step(step, planned, workspace, on_step=on_step)
+        return json.loads((workspace.step(planned[-1].fingerprint) / "score.json").read_text())
+
+
+def _to_scores(spec: Spec, workspace: Workspace, limit: int | None) -> list[Planned]:
+    planned = plan(spec, workspace, limit=limit, until="score")
+    if planned[-1].step.name != "score":
+        raise ValueError(f"{spec.name} trains in rounds, and scores what it writes in each of them: run it")
+    return planned
+
+
 def score_status(
     spec: Spec, workspace: Workspace, *, limit: int | None = None, on_step: OnStep | None = None
 ) -> list[dict[str, Any]]:
@@ -135,7 +157,7 @@ def score_status(
     from rlhf_data.scoring.status import status
 
     with in_use(workspace):
-        planned = plan(spec, workspace, limit=limit, until="score")
+        planned = _to_scores(spec, workspace, limit)
         for step in planned[:-1]:
             run_step(step, planned, workspace, on_step=on_step)
         last, by_name = planned[-1].step, {p.step.name: p for p in planned}
@@ -186,6 +208,8 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
     from rlhf_data.training.trackers import following
 
     assert spec.train is not None and spec.train.rounds is not None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{spec.name} trains in rounds, which run in one process: start it without torchrun")
     data = current_snapshot(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
     policy = start = resolve_model(spec.train.model, workspace, limit)
@@ -282,7 +306,8 @@ def _of_rounds(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit:
         return []
     start = resolve_model(spec.train.model, workspace, limit)
     first = plan(round_spec(spec, 1, start, f"{spec.name}@{data.id}"), workspace, limit=limit)
-    return [spec.train.rounds.n, first[-2].fingerprint]  # the last step is publish, which says where it goes
+    rounds = spec.train.rounds
+    return [rounds.n, rounds.reference, first[-2].fingerprint]  # the last step is publish, which says where it goes
 
 
 def _blend_identity(part: dict[str, Any]) -> dict[str, Any]:

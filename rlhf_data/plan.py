@@ -325,7 +325,8 @@ def resolve_snapshot(reference: str, workspace: Workspace, limit: int | None = N
         raise ValueError(f"no snapshot of {name!r} in {workspace.root}: build that spec first, or the folder of both")
     if not version:
         return Snapshot(latest)
-    there = sorted(mark.parent for mark in latest.parent.glob(f"{version}*/_SUCCESS"))
+    exact = list(latest.parent.glob(f"{version}/_SUCCESS"))
+    there = sorted(mark.parent for mark in exact or latest.parent.glob(f"{version}*/_SUCCESS"))
     if len(there) != 1:
         known = ", ".join(path.name for path in there) or "no version of that id is there"
         raise ValueError(f"{reference} does not name one snapshot of {latest.parent}: {known}")

@@ -98,6 +98,9 @@ def template_text(template: str) -> str:
 
 def told(reference: dict[str, Any]) -> dict[str, Any]:
     """How a model that we trained reads text: template, lengths, condition; empty where its folder does not say."""
+    adapter = reference.get("adapter")
+    if adapter and (Path(adapter).expanduser() / TOLD).is_file():
+        reference = {"path": adapter}
     if not (folder := Path(str(reference.get("path", ""))).expanduser()).is_dir():
         return {}
     said: dict[str, Any] = files.read_json(folder / TOLD) or {}

@@ -52,7 +52,8 @@ def sequence_scores(model: PreTrainedModel, groups: Sequence[Group], layout: Lay
     last = torch.tensor(batch.lengths, device=hidden.device).cumsum(0) - 1
     head = head_of(model)
     bias = None if head.bias is None else head.bias.float()
-    scores = iter(functional.linear(hidden[last].float(), head.weight.float(), bias).squeeze(1).unbind())
+    with torch.autocast(hidden.device.type, enabled=False):  # the head is float32 whatever the body runs in
+        scores = iter(functional.linear(hidden[last].float(), head.weight.float(), bias).squeeze(1).unbind())
     return [[next(scores) for _ in group.completions] for group in groups]
 
 
@@ -91,7 +92,10 @@ def is_reward_model(reference: dict[str, Any]) -> bool:
     """
     if reference.get("gguf_file"):
         return False
-    config = AutoConfig.from_pretrained(identity.find(reference), local_files_only=True)
+    folder = identity.find(identity.parts(reference)[0])
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is no model")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return _is_classifier(config) and config.num_labels == 1
 
 

@@ -17,8 +17,6 @@ from rlhf_data.spec.read import Lines, line_of, runs_wanted, snapshots_wanted
 from rlhf_data.spec.sections import Blend, Clean, Source, Spec, Train
 
 Found = tuple[Path, str]
-# What the step `score` writes into a snapshot.
-_SCORED = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_mismatched_logps", "mismatched_id")
 
 
 class Workspace(Protocol):
@@ -81,6 +79,8 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
         for k, part in enumerate(spec.train.blend or ()):
             yield from _blended(("train", "blend", k), part, spec, known, workspace)
         yield from _moving(spec)
+        if spec.train.lora is not None and _trains_a_head(spec.train.rule):
+            yield ("train", "lora"), "an adapter would leave the reward model's new head as it is; leave it out"
         if spec.train.lora is not None and "adapter" in spec.train.model:
             yield (
                 ("train", "lora"),
@@ -212,6 +212,8 @@ def _models(spec: Spec) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield ("score", *place.split(".")), model
     if spec.train is not None:
         yield ("train", "model"), spec.train.model
+        if spec.train.rounds is not None and spec.train.rounds.rate.reward_model is not None:
+            yield ("train", "rounds", "rate", "reward_model"), spec.train.rounds.rate.reward_model
 
 
 def _source(path: Path, source: Source) -> Iterator[Found]:
@@ -430,7 +432,7 @@ def _train(spec: Spec) -> Iterator[Found]:
     if shape.to == "paired" and shape.ties == "soft" and not rules.honours_preference(train.rule):
         yield ("shape", "ties"), f"{name} does not read `preference`, so ties must be drop"
     if train.condition is not None:
-        yield from _condition(spec, references)
+        yield from _condition(spec, [column for column in references if column.startswith(("ref_", "old_"))])
     if train.rounds is not None:
         yield from _rounds(spec)
     for key in ("template", "max_length", "max_prompt_length"):
@@ -453,6 +455,13 @@ def _moving(spec: Spec) -> Iterator[Found]:
         yield ("train", "reference"), f"stored scores are not valid once the reference moves; leave score out ({moved})"
     if not any(column.startswith("ref_") for column in read):
         yield ("train", "reference"), "no rule here reads log-probs of a reference; leave it out"
+
+
+def _trains_a_head(rule: Any) -> bool:
+    try:
+        return rules.scores(rule)
+    except ValueError:  # told where the rule stands
+        return False
 
 
 def _columns(rule: Any) -> tuple[str, ...]:
@@ -488,6 +497,8 @@ def _blended(path: Path, part: Blend, spec: Spec, known: dict[str, Spec], worksp
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         table, scored = manifest["table"], manifest["score"] is not None
     name = rules.label(part.rule)
+    if _trains_a_head(part.rule) != _trains_a_head(spec.train.rule):
+        yield (*path, "rule"), "a reward head and a policy are two models; train them apart"
     if rules.table(part.rule) != table:
         what = f"{name} trains on the {rules.table(part.rule)} table, and {part.snapshot} is {table}"
         yield (*path, "rule"), what
@@ -497,7 +508,7 @@ def _blended(path: Path, part: Blend, spec: Spec, known: dict[str, Spec], worksp
     if lacking := [column for column in read if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {table} does not hold"
         yield (*path, "rule"), f"{what}; {_instead(lacking)}"
-    references = [column for column in read if column in _SCORED]
+    references = [c for c in read if c.startswith(("ref_", "old_")) or c == "mismatched_id"]
     if references and not scored:
         yield (*path, "rule"), f"{name} needs {', '.join(references)}; add score: {{model: …}} to {part.snapshot}"
 
@@ -522,6 +533,8 @@ def _condition(spec: Spec, references: list[str]) -> Iterator[Found]:
     if references:
         what = f"{rules.label(train.rule)} reads {', '.join(references)}, which are of prompts without a class"
         yield path, f"{what}; take a rule without a reference, such as c_rlft, or leave condition out"
+    if train.blend:
+        yield path, "classes are written into the prompts of the main table alone; leave it out, or blend"
     if condition.on == "label" and spec.shape.to == "paired":
         yield (*path, "on"), "the paired table has no label; condition on source or category, or shape to: unpaired"
     if condition.on == "source":

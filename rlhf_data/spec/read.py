@@ -79,11 +79,13 @@ def runs_wanted(spec: sections.Spec) -> dict[str, Path]:
         models["rate", "reward_model"] = spec.rate.reward_model
     for place, model in spec.score.models.items() if spec.score is not None else ():
         models["score", *place.split(".")] = model
-    if spec.train is not None:
-        models["train", "model"] = spec.train.model
     for name, source in spec.sources.items():
         if source.generate is not None:
             models["sources", name, "generate", "policy"] = source.generate.policy
+    if spec.train is not None:
+        models["train", "model"] = spec.train.model
+        if spec.train.rounds is not None and spec.train.rounds.rate.reward_model is not None:
+            models["train", "rounds", "rate", "reward_model"] = spec.train.rounds.rate.reward_model
     return {model["run"]: path for path, model in reversed(models.items()) if "run" in model}
 
 

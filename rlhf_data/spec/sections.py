@@ -131,9 +131,7 @@ class Source(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the adapter's own options")
     columns: dict[str, Any] | None = Field(default=None, description="what the raw columns mean")
     sql: str | None = Field(default=None, description="DuckDB SQL over the raw table, named raw")
-    format: Annotated[str, AfterValidator(one_of("jsonl", "json", "csv", "tsv", "parquet", later=("xlsx",)))] | None = (
-        None
-    )
+    format: Annotated[str, AfterValidator(one_of("jsonl", "json", "csv", "tsv", "parquet", "xlsx"))] | None = None
     license: str | None = None
     category: str | None = Field(default=None, description="the category of every row that has none")
     keep_columns: Later = None

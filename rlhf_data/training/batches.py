@@ -154,7 +154,7 @@ def read_rows(
     if not soft:
         _refuse_soft(rows["preference"].to_numpy(), rows[reads[0]], purpose)
     lengths = {side: tokens.lengths(side)[kept] for side in sides}
-    if any(name.startswith("ref_") for name in filled):
+    if any(name.startswith(("ref_", "old_")) for name in filled):
         _check_lengths(rows, lengths)
     _check_token_values(rows, filled, lengths)
     return Rows(

@@ -134,7 +134,7 @@ def _read_part(
     rule, recipe = identity["rule"], manifest_of(folder).get("score")
     filled = tuple(stored(rules.columns(rule)))
     try:
-        if any(column.startswith("ref_") for column in filled):
+        if any(column.startswith(("ref_", "old_")) for column in filled):
             check_encoding(recipe, encoding)
         rows = read_rows(
             read_split(folder, split),

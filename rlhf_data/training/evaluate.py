@@ -133,6 +133,8 @@ def compare(
             return pair_margins(model, table, stored=stored, **options)
 
         # What had no head before has no scores to compare with.
+        if not scored and is_reward_model(before):
+            raise ValueError("before is a reward model and after is not: scores and log-probs do not compare")
         first = margins(before) if not scored or is_reward_model(before) else None
         second = margins(after)
         if scored:

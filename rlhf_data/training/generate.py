@@ -17,7 +17,7 @@ from rlhf_data.files import read_json, whole_file, write_text
 from rlhf_data.scoring import models
 from rlhf_data.scoring.condition import for_inference
 from rlhf_data.scoring.encode import Message, encode_prompts, refused_prompts
-from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
+from rlhf_data.scoring.identity import content_hash, parts, template_text, tokenizer_hash
 from rlhf_data.scoring.identity import told as told_by
 from rlhf_data.scoring.progress import bar
 
@@ -172,7 +172,7 @@ def open_writer(
     Raises:
         ValueError: no such engine, or vLLM where it is not installed.
     """
-    if choose_engine(engine, models.device_name(device)) == "vllm":
+    if choose_engine(engine, models.device_name(device), reference) == "vllm":
         tokenizer = models.load_tokenizer(reference, cache=cache)
         precision = models.dtype_name(dtype, models.device_name(device))
         return by_vllm(tokenizer, precision, max_length), tokenizer
@@ -180,19 +180,22 @@ def open_writer(
     return by_transformers(net, tokenizer, batch_size), tokenizer
 
 
-def choose_engine(engine: str, device: str) -> str:
-    """The engine that "auto" means here.
+def choose_engine(engine: str, device: str, model: dict[str, Any]) -> str:
+    """The engine that "auto" means here, for a model; one with an adapter is for transformers.
 
     Raises:
-        ValueError: no such engine, or one that is not installed.
+        ValueError: no such engine, or one that is not installed or does not know adapters.
     """
+    adapted = parts(model)[1] is not None
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}: it must be one of {', '.join(ENGINES)}")
     installed = importlib.util.find_spec("vllm") is not None
     if engine == "vllm" and not installed:
         raise ValueError("engine is vllm, which is not installed: pip install vllm, or take engine transformers")
+    if engine == "vllm" and adapted:
+        raise ValueError("engine vllm takes a whole model: merge the adapter first, or take engine transformers")
     if engine == "auto":
-        return "vllm" if installed and device.startswith("cuda") else "transformers"
+        return "vllm" if installed and not adapted and device.startswith("cuda") else "transformers"
     return engine
 
 
@@ -303,7 +306,7 @@ def samples(
         **encoding,
         "template": template_text(template),
         "dtype": models.dtype_name(dtype, device),
-        "engine": choose_engine(engine, device),
+        "engine": choose_engine(engine, device, model),
         "seed": seed,
         "block": block,
         "prompts": xxh3_128_hexdigest(json.dumps([row["prompt_id"] for row in prompts]).encode()),

@@ -45,10 +45,10 @@ def prepare(
     dtype = getattr(torch, settings.compute_dtype(device))
     if settings.gradient_checkpointing:
         agreed(ranks, lambda: checkpoint_layers(net))
-    if sharded:
-        shard(net, dtype)
     if settings.compile:
         compile_layers(net)
+    if sharded:  # which gives the layers' classes other names
+        shard(net, dtype)
     budget = settings.token_budget or default_budget(net)
     memory = agreed(
         ranks,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
 from rlhf_data.scoring import models, tokens
-from rlhf_data.scoring.identity import content_hash, tell, template_hash
+from rlhf_data.scoring.identity import content_hash, parts, tell, template_hash
 from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, has_tokens, manifest_of, read_rows, read_split
@@ -58,14 +58,15 @@ def _train(
     snapshot: Path, run: Path, settings: Settings, ranks: Ranks, device: str, cache: Path, progress: bool
 ) -> dict[str, Any]:
     recipe = manifest_of(snapshot).get("score")
-    if any(column.startswith("ref_") for column in _stored(settings, rules.columns(settings.rule))):
+    if any(column.startswith(("ref_", "old_")) for column in _stored(settings, rules.columns(settings.rule))):
         check_encoding(recipe, settings.encoding)
     # The first rank alone digests files and dequantises a model: the others find both in the cache.
     arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
     by_first(ranks, lambda: _claim(run, arguments))
-    by_first(ranks, lambda: models.plain_folder(settings.model, cache).name)
+    by_first(ranks, lambda: models.plain_folder(parts(settings.model)[0], cache).name)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
+    by_first(ranks, lambda: len(_rows(snapshot, settings, cache)) if ranks.world > 1 else 0)  # and the token ids
     rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
     policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
     beside = agreed(ranks, lambda: _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress))
@@ -163,6 +164,8 @@ def _claim(run: Path, arguments: dict[str, Any]) -> None:
     """Make the run's folder, or make sure that the checkpoints in it are the same run's."""
     run.mkdir(parents=True, exist_ok=True)
     said = run / "arguments.json"
+    if not any((run / "checkpoints").glob("step-*")):
+        shutil.rmtree(run / "batches", ignore_errors=True)  # of an attempt that left nothing else
     if said.is_file() and any((run / "checkpoints").glob("step-*")):
         before = json.loads(said.read_text())
         now = json.loads(json.dumps(arguments))
@@ -180,6 +183,7 @@ def _finish_adapter(
     shutil.rmtree(run / "adapter", ignore_errors=True)  # of an attempt that was killed here
     with files.whole_folder(run / "adapter") as folder:
         adapters.save(adapter, folder)
+        tell(folder, {key: manifest[key] for key in ("template", "max_length", "max_prompt_length", "condition")})
     adapted = {**manifest["model"], "adapter": str(run / "adapter")}
     manifest |= {"adapted_model_hash": content_hash(adapted, cache)}
     return _finish(run, adapters.merge(adapter), tokenizer, manifest, cache)

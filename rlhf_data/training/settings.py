@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_data import rules
 from rlhf_data.scoring.encode import prompt_limit
 from rlhf_data.training.adapters import LORA, check_adapter
-from rlhf_data.training.averaging import moving
+from rlhf_data.training.averaging import moving, stored_columns
 from rlhf_data.training.blend import identify
 from rlhf_data.training.optimizer import Schedule
 
@@ -92,7 +92,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         rules.check_parameters(self.rule, self.parameters or {})
-        stored = [name for name in rules.columns(self.rule) if name.startswith("ref_")]
+        read = rules.columns(self.rule)
+        read = read if self.reference is None else stored_columns(read)
+        stored = [name for name in read if name.startswith(("ref_", "old_"))]
+        scores = rules.scores(self.rule)
+        if self.condition is not None and self.blend:
+            raise ValueError("blend: classes are written into the prompts of the main table alone: leave condition out")
+        if any(rules.scores(part["rule"]) != scores for part in self.blend or ()):
+            raise ValueError("blend: a reward head and a policy are two models: train them apart")
+        if scores and self.lora is not None:
+            raise ValueError(f"lora: {rules.label(self.rule)} trains a new head, which an adapter would leave as it is")
         if self.condition is not None and stored:
             raise ValueError(
                 f"{rules.label(self.rule)} reads {', '.join(stored)}, which are of prompts without the text of a "

@@ -160,8 +160,8 @@ def divide(policy: Policy, groups: Sequence[Group]) -> Work:
     sizes = [size(group, policy.layout) for group in groups]
     shares = [share(sizes, rank, world) for rank in range(world)]
     plans = [
-        [[mine[i] for i in part] for part in plan(_of(groups, mine), policy.token_budget, policy.layout)]
-        for mine in shares
+        [[mine[i] for i in part] for part in plan([groups[i] for i in mine], policy.token_budget, policy.layout)]
+        for mine in shares  # of more ranks than rows, some have none
     ]
     most = max(map(len, plans))
     forwards = plans[policy.ranks.rank]

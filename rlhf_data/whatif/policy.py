@@ -52,6 +52,7 @@ def score_policy(
         requests, out = Path(folder) / "requests.parquet", Path(folder) / "scores.parquet"
         asked.select("completion_id", "prompt", "completion").write_parquet(requests)
         same = {key: recipe[key] for key in ("template", "max_length", "max_prompt_length", "dtype")}
+        same |= {"backend": recipe.get("backend", "torch"), "token_logps": False}  # sums are all that is compared
         made = score(requests, out, store=store, cache=cache, model=model, progress=progress, **same)
         scores = pl.read_parquet(out)
     compared = asked.join(scores, on="completion_id", suffix="_policy")
