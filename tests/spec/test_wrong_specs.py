@@ -136,7 +136,6 @@ WRONG = [
     source("a policy without prompts", "{generate: {policy: model}}", ".generate.prompts: missing"),
     source("a file and a snapshot", "{path: raw/r.jsonl, snapshot: other}", ": needs exactly one of path, hf, snapshot and generate; it has path and snapshot"),
     source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
-    source("a spreadsheet", "{path: raw/r.jsonl, format: xlsx}", ".format: 'xlsx' is not supported yet"),
     case("no reward model", "by: rating, scale: [1, 5]", "by: reward_model", 8, "rate: by: reward_model and reward_model: {run: NAME} belong together"),
     case("a reward model alone", "by: rating, scale: [1, 5]", "reward_model: model", 8, "rate: by: reward_model and reward_model: {run: NAME} belong together"),
     case("a reward model that is not there", "by: rating, scale: [1, 5]", "by: reward_model, reward_model: ./nope", 8, "rate.reward_model: no folder ./nope"),
@@ -354,6 +353,13 @@ def check(spec, capfd) -> tuple[int, list[str]]:
 def test_the_specs_that_the_mistakes_are_made_in_are_fine(place, capfd):
     assert check(BASE, capfd) == (0, [])
     assert check(SCORED, capfd) == (0, [])
+
+
+def test_a_class_in_the_prompt_is_fine_beside_rules_that_read_labels_or_rewards(place, capfd):
+    classes = '{on: label, text: {true: "good: ", false: "bad: "}}'
+    for rule in ("c_rlft", "vpg"):
+        train = f"train: {{rule: {rule}, model: model, condition: {classes}}}\n"
+        assert check(BASE.replace("to: paired, pairing: all", "to: unpaired") + train, capfd) == (0, [])
 
 
 @pytest.mark.parametrize(("spec", "line", "message"), WRONG)

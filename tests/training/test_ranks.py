@@ -12,10 +12,11 @@ from torch import distributed
 
 from rlhf_data.order import share
 from rlhf_data.scoring import models
+from rlhf_data.scoring.packs import Group
 from rlhf_data.training import train
 from rlhf_data.training.ranks import ALONE, Ranks, sum_gradients
 from rlhf_data.training.sharding import shard, whole
-from rlhf_data.training.step import Policy, accumulate
+from rlhf_data.training.step import Policy, accumulate, divide
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, completions, paired_snapshot, pairs, unpaired_snapshot
 from tests.training.test_every_rule import add_token_values, rows_of
@@ -43,6 +44,14 @@ def snapshots(tmp_path_factory, reference):
     tokenizer = models.load_tokenizer(reference, cache=tmp_path_factory.mktemp("cache"))
     add_token_values(made["unpaired"], rows_of("kto", made, tokenizer))
     return made
+
+
+def test_a_step_of_fewer_rows_than_ranks_leaves_some_without_work():
+    group = Group([3, 4], [[5, 6]])
+    for sharded, forwards in ((False, []), (True, [[]])):
+        work = divide(Policy(tiny_model.model(0), "packed", 64, ranks=Ranks(1, 2), sharded=sharded), [group])
+        assert work.shares == [[0], []]
+        assert work.forwards == forwards  # an idle one, where all must run together
 
 
 def gradients(snapshots: dict[str, Path], reference: dict, cache: Path, sharded: bool, budget: int) -> dict:
