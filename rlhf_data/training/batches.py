@@ -17,9 +17,6 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_data.files import digest
-from rlhf_data.order import batches_from as batches_from
-from rlhf_data.order import order as order
-from rlhf_data.order import steps_of_epoch as steps_of_epoch
 from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.condition import with_classes
 from rlhf_data.scoring.packs import Group

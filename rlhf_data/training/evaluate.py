@@ -33,6 +33,7 @@ class Margins(NamedTuple):
     """What a model thinks of pairs, each (n,).
 
     Attributes:
+        ids: of the pairs that could be measured.
         margin: log π(chosen) − log π(rejected), nats; of a reward model, the difference of its scores.
         log_ratio_margin: the same minus the stored reference's; None where the snapshot is not scored.
         preference: the share of raters who chose the chosen one.
@@ -41,12 +42,25 @@ class Margins(NamedTuple):
         dropped: pairs that could not be measured, by code.
     """
 
+    ids: list[str]
     margin: np.ndarray
     log_ratio_margin: np.ndarray | None
     preference: np.ndarray
     groups: list[str | None]
     prompts: list[str]
     dropped: dict[str, int]
+
+    def only(self, ids: set[str]) -> "Margins":
+        """The same of some pairs; a model with another tokenizer may have had to leave others out."""
+        at = [i for i, name in enumerate(self.ids) if name in ids]
+        return self._replace(
+            ids=[self.ids[i] for i in at],
+            margin=self.margin[at],
+            log_ratio_margin=None if self.log_ratio_margin is None else self.log_ratio_margin[at],
+            preference=self.preference[at],
+            groups=[self.groups[i] for i in at] if self.groups else [],
+            prompts=[self.prompts[i] for i in at],
+        )
 
 
 class Answers(NamedTuple):
@@ -137,6 +151,11 @@ def compare(
             raise ValueError("before is a reward model and after is not: scores and log-probs do not compare")
         first = margins(before) if not scored or is_reward_model(before) else None
         second = margins(after)
+        if first is not None:
+            both = set(first.ids) & set(second.ids)
+            if not both:
+                raise ValueError("the two models can read no pair in common: their tokenizers refuse different texts")
+            first, second = first.only(both), second.only(both)
         if scored:
             measures += _reward_measures(first, second, seed)
             calibration = _calibration(second)
@@ -212,7 +231,7 @@ def pair_margins(
     gained = margin - (references[0] - references[1]) if references else None
     preference = np.asarray(rows.columns["preference"], dtype=float)
     names = list(rows.columns[by]) if by else []
-    return Margins(margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
+    return Margins(rows.ids, margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
 
 
 def answer(

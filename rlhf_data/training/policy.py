@@ -46,7 +46,7 @@ def prepare(
     if settings.gradient_checkpointing:
         agreed(ranks, lambda: checkpoint_layers(net))
     if settings.compile:
-        compile_layers(net)
+        compile_parts(net)
     if sharded:  # which gives the layers' classes other names
         shard(net, dtype)
     budget = settings.token_budget or default_budget(net)
@@ -79,7 +79,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         layer.gradient_checkpointing = layer.training = True
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_parts(model: PreTrainedModel) -> None:
     """Compile what of each layer does not depend on packing: its norms and its feed-forward part, in place.
 
     Attention stays as it is: its spans differ from pack to pack, and each would be compiled anew.

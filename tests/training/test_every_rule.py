@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_data import rules
+from rlhf_data.order import batches_from, steps_of_epoch
 from rlhf_data.scoring import models
 from rlhf_data.scoring.logprobs import token_logps
 from rlhf_data.scoring.packs import Group
 from rlhf_data.training import loop, train
-from rlhf_data.training.batches import Rows, batches_from, read_rows, read_split, steps_of_epoch
+from rlhf_data.training.batches import Rows, read_rows, read_split
 from rlhf_data.training.step import Policy, accumulate, batch
 from tests import tiny_model
 from tests.training.snapshots import MAX_LENGTH, completions, paired_snapshot, pairs, unpaired_snapshot

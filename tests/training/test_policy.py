@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.packs import Layout
-from rlhf_data.training.policy import checkpoint_layers, compile_layers, deterministically
+from rlhf_data.training.policy import checkpoint_layers, compile_parts, deterministically
 from rlhf_data.training.settings import Settings
 from rlhf_data.training.step import Policy, accumulate
 from tests import tiny_model
@@ -72,7 +72,7 @@ def test_what_is_compiled_of_a_layer_is_all_but_its_attention():
     model, compiled = tiny_model.model(1), []
     for name, module in model.named_modules():
         module.compile = lambda *, dynamic, name=name: compiled.append(name)
-    compile_layers(model)
+    compile_parts(model)
     parts = ("mlp", "input_layernorm", "post_attention_layernorm")
     assert sorted(compiled) == sorted(f"model.layers.{n}.{part}" for n in (0, 1) for part in parts)
 

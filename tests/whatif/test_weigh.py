@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rlhf_data import ids, rules, tables
+from rlhf_data.order import batches_from
 from rlhf_data.rules import Completions, Pairs, PairWeights
 from rlhf_data.snapshot import Snapshot
-from rlhf_data.training.batches import batches_from
 from rlhf_data.whatif import Asked, parse, refused, weigh
 from rlhf_data.whatif.ask import wanted
 from tests.whatif import snapshots
