@@ -231,7 +231,7 @@ def pair_margins(
     gained = margin - (references[0] - references[1]) if references else None
     preference = np.asarray(rows.columns["preference"], dtype=float)
     names = list(rows.columns[by]) if by else []
-    return Margins(rows.ids, margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
+    return Margins(list(rows.ids), margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
 
 
 def answer(
