@@ -135,9 +135,8 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
         pairs = propose(answers, strategy, 0).filter(pl.col("margin") >= MARGIN)
         narrow = pairs.select("chosen_row", "rejected_row", "margin").to_arrow()
         rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
-        pq.write_table(
-            narrow, out, compression="zstd", compression_level=1, use_dictionary=["margin"], column_encoding=rows
-        )
+        how: dict[str, Any] = {"use_dictionary": ["margin"], "column_encoding": rows}
+        pq.write_table(narrow, out, compression="zstd", compression_level=1, **how)
         return pairs.height
 
     return pair

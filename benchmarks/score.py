@@ -31,7 +31,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import torch
 from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf_data.scoring.logprobs import default_budget, token_logps
 from rlhf_data.scoring.packs import Group, plan, size
@@ -67,8 +68,9 @@ def groups_of_pairs(raw: Path, tokenizer: PreTrainedTokenizerBase, n: int, max_l
         if halves[0][0] != halves[1][0]:
             continue
         texts = [halves[0][0] + "\n\nAssistant:", *(reply for _, _, reply in halves)]
-        prompt, *completions = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-        group = Group(prompt, [[*ids, end] for ids in completions])
+        encoded: list[Any] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        tails: list[Any] = [[*ids, end] for ids in encoded[1:]]
+        group = Group(encoded[0], tails)
         if len(prompt) + max(map(len, group.completions)) <= max_length:
             groups.append(group)
         if len(groups) == n:
@@ -215,7 +217,7 @@ def trl(trainer: DPOTrainer, groups: Sequence[Group], batch: int) -> Values:
         }
         for i, j, k in at
     ]
-    trainer._precompute_model_hash = time.time_ns()  # or it would find its cache of the round before
+    trainer._precompute_model_hash = str(time.time_ns())  # or it would find its cache of the round before
     scored = trainer._precompute_ref_logps(Dataset.from_list(rows), "train", batch)
     values: Values = {}
     for (i, j, k), chosen, rejected in zip(at, scored["ref_chosen_logps"], scored["ref_rejected_logps"], strict=True):
@@ -399,7 +401,8 @@ def _speed(
 ) -> dict[str, Any]:
     work, of_fours = work_of(model, groups), work_of(model, fours)
     warm = groups[:1]
-    ours(model, warm, budget), plain_loop(model, warm), trl(trainer, warm, 1)
+    for run in (lambda: ours(model, warm, budget), lambda: plain_loop(model, warm), lambda: trl(trainer, warm, 1)):
+        run()
     rng = random.Random(1)
     few = rng.sample(groups, max(1, len(groups) // 100 + (len(groups) % 100 > 0)))
 
