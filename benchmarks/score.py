@@ -71,7 +71,7 @@ def groups_of_pairs(raw: Path, tokenizer: PreTrainedTokenizerBase, n: int, max_l
         encoded: list[Any] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         tails: list[Any] = [[*ids, end] for ids in encoded[1:]]
         group = Group(encoded[0], tails)
-        if len(prompt) + max(map(len, group.completions)) <= max_length:
+        if len(group.prompt) + max(map(len, tails)) <= max_length:
             groups.append(group)
         if len(groups) == n:
             return groups

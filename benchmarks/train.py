@@ -198,9 +198,8 @@ def ours(asked: argparse.Namespace, given: Prepared) -> tuple[Callable[[Sequence
     )
     policy = step.Policy(net, logprobs.layout_of(net), logprobs.default_budget(net))
     n = len(given.pairs)
-    columns: dict[str, Any] = {
-        name: [pair[name] for pair in given.pairs] for name in ("ref_chosen_logps", "ref_rejected_logps")
-    }
+    references = ("ref_chosen_logps", "ref_rejected_logps")
+    columns: dict[str, Any] = {name: [pair[name] for pair in given.pairs] for name in references}
     columns |= {"weight": [1.0] * n, "preference": [1.0] * n, "source": ["hh"] * n, "category": [None] * n}
     groups = [Group(pair["prompt_ids"], [pair["chosen_ids"], pair["rejected_ids"]]) for pair in given.pairs]
     rows = Rows([f"pair-{i}" for i in range(n)], groups, [], columns, {})
