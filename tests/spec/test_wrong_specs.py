@@ -359,7 +359,8 @@ def test_a_class_in_the_prompt_is_fine_beside_rules_that_read_labels_or_rewards(
     classes = '{on: label, text: {true: "good: ", false: "bad: "}}'
     for rule in ("c_rlft", "vpg"):
         train = f"train: {{rule: {rule}, model: model, condition: {classes}}}\n"
-        assert check(BASE.replace("to: paired, pairing: all", "to: unpaired") + train, capfd) == (0, [])
+        unpaired = BASE.replace("to: paired, pairing: all", "to: unpaired").replace("row: margin", "row: reward")
+        assert check(unpaired + train, capfd) == (0, [])
 
 
 @pytest.mark.parametrize(("spec", "line", "message"), WRONG)
