@@ -6,6 +6,7 @@
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -194,6 +195,7 @@ def publish(
             **said,
             "table": table,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created_ns": time.time_ns(),  # which of two of one second came first
             "content_hash": content,
             "spec_hash": spec_hash,
             "parent": _latest_id(versions),

@@ -78,9 +78,12 @@ def latest_of_all(workspace: Workspace) -> list[Snapshot]:
 
 def versions(folder: Path) -> list[Path]:
     """The finished snapshots of a folder of versions, oldest first."""
-    marks = {path.parent: path.stat().st_mtime_ns for path in folder.glob("[!.]*/_SUCCESS")}
-    # Of snapshots of one second, the mark that was written first.
-    return sorted(marks, key=lambda path: (path.name.partition("-")[0], marks[path], path.name))
+
+    def place(path: Path) -> tuple[str, int, str]:
+        told = files.read_json(path / "manifest.json") or {}
+        return path.name.partition("-")[0], told.get("created_ns", 0), path.name
+
+    return sorted((mark.parent for mark in folder.glob("[!.]*/_SUCCESS")), key=place)
 
 
 def _by_name(name: str, workspace: Workspace) -> Path:

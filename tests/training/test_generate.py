@@ -151,15 +151,20 @@ def test_vllm_gets_the_token_ids_of_the_prompts_and_writes_all_at_once(vllm, loa
         assert (one[1].n_tokens, one[1].finished) == (2, False)
 
 
-def test_vllm_is_taken_where_it_is_installed_and_a_gpu_is_there(vllm, monkeypatch):
-    assert [choose_engine("auto", device) for device in ("cpu", "cuda", "cuda:1")] == ["transformers", "vllm", "vllm"]
-    assert choose_engine("transformers", "cuda") == "transformers"
+def test_vllm_is_taken_where_it_is_installed_and_a_gpu_is_there_for_whole_models(vllm, monkeypatch):
+    plain, adapted = {"path": "m"}, {"path": "m", "adapter": "a"}
+    devices = ("cpu", "cuda", "cuda:1")
+    assert [choose_engine("auto", device, plain) for device in devices] == ["transformers", "vllm", "vllm"]
+    assert choose_engine("transformers", "cuda", plain) == "transformers"
+    assert choose_engine("auto", "cuda", adapted) == "transformers"
+    with pytest.raises(ValueError, match="merge the adapter first"):
+        choose_engine("vllm", "cuda", adapted)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert choose_engine("auto", "cuda") == "transformers"
+    assert choose_engine("auto", "cuda", plain) == "transformers"
     with pytest.raises(ValueError, match="pip install vllm"):
-        choose_engine("vllm", "cuda")
+        choose_engine("vllm", "cuda", plain)
     with pytest.raises(ValueError, match="engine is 'tgi'"):
-        choose_engine("tgi", "cpu")
+        choose_engine("tgi", "cpu", plain)
 
 
 def test_a_writer_by_vllm_stops_at_the_models_own_end_tokens_too(vllm, loaded, folder, reference):
