@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from rlhf_data import rules
 from rlhf_data.order import epoch_batches
 from rlhf_data.scoring import models as loading
 from rlhf_data.scoring.encode import encode, prompt_limit
@@ -235,7 +236,8 @@ def test_a_paired_run_is_that_of_trls_dpo_trainer(
 )
 def test_an_unpaired_run_is_that_of_trls_kto_trainer(loss_type, rule, models, tmp_path):
     rows = of_all_lengths(completions(STEPS * BATCH), "completion")
-    order = in_order([row["completion_id"] for row in rows], [row["label"] for row in rows])
+    labels = [row["label"] for row in rows] if rules.needs_both_classes(rule) else None
+    order = in_order([row["completion_id"] for row in rows], labels)
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         for at, i in enumerate(batch):  # TRL's partners: each batch's completions, turned by one
