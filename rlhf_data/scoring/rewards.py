@@ -12,20 +12,17 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
-from xxhash import xxh3_128_hexdigest
 
 from rlhf_data.scoring import identity, models, recipe
 from rlhf_data.scoring.encode import encode
@@ -33,13 +30,13 @@ from rlhf_data.scoring.logprobs import default_budget, hidden_states, layouts
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
-from rlhf_data.scoring.requests import COLUMNS, request_ids
+from rlhf_data.scoring.requests import request_ids
+from rlhf_data.scoring.segments import Item, grouped, segments
 from rlhf_data.scoring.shards import write_parquet
-from rlhf_data.scoring.store import INDEX, Index, RewardStore, ids_key
+from rlhf_data.scoring.store import Index, RewardStore
 
 # Part of the key of every reward: raise it whenever the same ids and weights give other scores.
 NUMERICS = 1
-_SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
 _TOLERANCE = 1e-3  # of a score's size, in float32: packing changes the order of sums
 
 
@@ -205,7 +202,7 @@ def reward(
         say(in_words(preflight(net, budget)), shown=progress)
         encode_texts = partial(encode, tokenizer, template=template, **lengths)
         with bar("reward", "completions", total=missing.num_rows, shown=progress) as shown:
-            for index_rows, items in _segments(requests, missing, encode_texts):
+            for index_rows, items in segments(requests, missing, encode_texts):
                 index.add(index_rows)
                 part = _score_new(net, items, scores, layout, budget, shard_rows, shown)
                 ran = {name: ran[name] + part[name] for name in ran}
@@ -246,27 +243,23 @@ def score_groups(
 
 def _score_new(
     model: PreTrainedModel,
-    items: dict[str, tuple[list[int], list[int]]],
+    items: Sequence[Item],
     scores: RewardStore,
     layout: Layout,
     token_budget: int,
     shard_rows: int,
     shown: tqdm,
 ) -> dict[str, int]:
-    """Score the items (key → ids of prompt and completion) that the store lacks; counts of them and of tokens."""
-    known = scores.find(pa.array(list(items), pa.string())).is_valid().to_pylist()
-    new = [key for key, seen in zip(items, known, strict=True) if not seen]
+    """Score the items that the store lacks; counts of them and of tokens."""
+    known = scores.find(pa.array([item.key for item in items], pa.string())).is_valid().to_pylist()
+    new = list({item.key: item for item, seen in zip(items, known, strict=True) if not seen}.values())
     shown.update(len(items) - len(new))
-    by_prompt = groupby(sorted(new, key=lambda key: items[key][0]), key=lambda key: items[key][0])
-    keys = [list(same) for _, same in by_prompt]
-    keys = [part for same in keys for part in _cut(same, items, layout, token_budget)]
-    groups = [Group(items[same[0]][0], [items[key][1] for key in same]) for same in keys]
+    groups = grouped(new, token_budget, lambda group: size(whole([group])[0], layout))
     ready: dict[str, float] = {}
     tokens = 0
-    for picked, values, ran in score_groups(model, groups, layout, token_budget):
-        ready |= {
-            key: value for i, row in zip(picked, values, strict=True) for key, value in zip(keys[i], row, strict=True)
-        }
+    for picked, values, ran in score_groups(model, [group for group, _ in groups], layout, token_budget):
+        for i, row in zip(picked, values, strict=True):
+            ready |= dict(zip(groups[i][1], row, strict=True))
         tokens += ran
         shown.update(sum(map(len, values)))
         if len(ready) >= shard_rows:
@@ -274,51 +267,6 @@ def _score_new(
             ready = {}
     scores.add(ready)
     return {"scored": len(new), "tokens": tokens}
-
-
-def _cut(
-    keys: list[str], items: dict[str, tuple[list[int], list[int]]], layout: Layout, token_budget: int
-) -> Iterator[list[str]]:
-    """Completions of one prompt in as few groups as fit the budget."""
-    part: list[str] = []
-    for key in keys:
-        grown = Group(items[key][0], [items[one][1] for one in (*part, key)])
-        if part and size(whole([grown])[0], layout) > token_budget:
-            yield part
-            part = []
-        part.append(key)
-    yield part
-
-
-def _segments(
-    requests: Path, missing: pa.Table, encode_texts: Any
-) -> Iterator[tuple[pa.Table, dict[str, tuple[list[int], list[int]]]]]:
-    """(rows that the index lacks, ids of what may have to run by key), a bounded number of completions at a time."""
-    table = pq.read_table(requests, columns=list(COLUMNS))
-    rows = table.take(pc.index_in(missing["completion_id"], value_set=table["completion_id"]))
-    rows = rows.append_column("fresh", pc.is_null(missing["key"]))
-    digests = [xxh3_128_hexdigest(repr(prompt).encode()) for prompt in rows["prompt"].to_pylist()]
-    order = sorted(range(rows.num_rows), key=lambda i: (digests[i], i))  # answers of one prompt stand together
-    for start in range(0, len(order), _SEGMENT_ROWS):
-        taken = rows.take(pa.array(order[start : start + _SEGMENT_ROWS], pa.int64()))
-        part = taken.to_pydict()
-        encoded = encode_texts(part["prompt"], part["completion"])
-        ids = list(zip(encoded.prompt_ids, encoded.completion_ids, strict=True))
-        keys = [None if why else ids_key(*both) for both, why in zip(ids, encoded.refused, strict=True)]
-        index_rows = pa.table(
-            {
-                "completion_id": part["completion_id"],
-                "key": keys,
-                "n_tokens": [len(completion) or None for _, completion in ids],
-                "truncated": encoded.truncated,
-                "refused": encoded.refused,
-            },
-            schema=INDEX.schema,
-        )
-        yield (
-            index_rows.filter(pa.array(part["fresh"])),
-            {key: both for key, both in zip(keys, ids, strict=True) if key is not None},
-        )
 
 
 def _read(folder: Path, *, head_seed: int | None, name: str, **options: Any) -> PreTrainedModel:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from xxhash import xxh3_128_hexdigest
+from transformers import PreTrainedModel
 
 from rlhf_data.files import whole_file
 from rlhf_data.scoring import identity, models, recipe, vllm_backend
@@ -34,22 +33,13 @@ from rlhf_data.scoring.logprobs import (
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
-from rlhf_data.scoring.requests import COLUMNS, request_ids
+from rlhf_data.scoring.requests import request_ids
+from rlhf_data.scoring.segments import Item, grouped, segments
 from rlhf_data.scoring.shards import write_parquet
-from rlhf_data.scoring.store import INDEX, Index, ScoreStore, ids_key
-from rlhf_data.scoring.workers import parts_of, taken
+from rlhf_data.scoring.store import Index, ScoreStore
 
-_SEGMENT_ROWS = 16_384  # completions whose token ids are in memory at a time
 _RESULT_ROWS = 65_536  # completions whose token values are in memory at a time
 MEASURES = ("token_logps", "mean_log_p2")  # columns of a result that are there where they are asked for
-
-
-class _Item(NamedTuple):
-    """One completion that may have to run."""
-
-    key: str
-    prompt_ids: list[int]
-    completion_ids: list[int]
 
 
 class _Runner(NamedTuple):
@@ -132,33 +122,28 @@ def score(
     run = {"scored": 0, "tokens": 0}
     if missing.num_rows:
         tokenizer = models.load_tokenizer(model, cache=cache)
-        load = partial(
-            _vllm_runner if backend == "vllm" else _runner,
-            model,
-            numeric["dtype"],
-            device,
-            max_length,
-            token_budget,
-            squares=keep.squares,
-            cache=cache,
-            progress=progress,
-        )
+
+        def load() -> _Runner:
+            if backend == "vllm":
+                return _by_vllm(model, numeric["dtype"], max_length, token_budget, keep.squares, cache)
+            net, _ = models.load(model, dtype=numeric["dtype"], device=device, max_length=max_length, cache=cache)
+            return _by_torch(net, token_budget, keep.squares, progress)
+
         lengths = {"max_length": max_length, "max_prompt_length": encoding["max_prompt_length"]}
         encode_texts = partial(encode, tokenizer, template=template, **lengths)
-        segments = _segments(requests, missing, encode_texts, claims)
+        parts = segments(requests, missing, encode_texts, claims)
         with bar("score", "completions", total=missing.num_rows, shown=progress) as shown:
-            run = _score_missing(segments, load, scores, index, keep, shard_rows, shown)
+            run = _score_missing(parts, load, scores, index, keep, shard_rows, shown)
         found = index.find(distinct)
 
     _write_result(found, scores, [name for name in MEASURES if name in give], out)
     refused = found.num_rows - found["refused"].null_count
-    tokenizer_hash, shown_template = encoding["tokenizer_hash"], encoding["template"]
     return {
         "model": model,
         **{name: numeric[name] for name in ("model_hash", "dtype", "head_dtype", "backend") if name in numeric},
-        "tokenizer_hash": tokenizer_hash,
+        "tokenizer_hash": encoding["tokenizer_hash"],
         "template": template,
-        "template_hash": xxh3_128_hexdigest(f"{tokenizer_hash}:{shown_template}".encode()),
+        "template_hash": identity.template_hash(model, template, cache),
         "max_length": max_length,
         "max_prompt_length": encoding["max_prompt_length"],
         "device": device,
@@ -175,7 +160,7 @@ def score(
 
 
 def _score_missing(
-    segments: Iterator[tuple[pa.Table, list[_Item]]],
+    parts: Iterator[tuple[pa.Table, list[Item]]],
     load: Callable[[], _Runner],
     scores: ScoreStore,
     index: Index,
@@ -189,7 +174,7 @@ def _score_missing(
     started, tokens = time.monotonic(), 0
     keys: list[str] = []
     values: list[np.ndarray] = []
-    for index_rows, items in segments:
+    for index_rows, items in parts:
         index.add(index_rows)
         # Asked anew for each segment: another scorer may have come here first.
         known = scores.has(pa.array([item.key for item in items], pa.string()), **keep._asdict()).to_pylist()
@@ -219,9 +204,9 @@ def _add(scores: ScoreStore, keys: list[str], values: list[np.ndarray], keep: _K
     scores.add(keys, [np.ascontiguousarray(one[:, 0]) for one in values], means, tokens=keep.tokens)
 
 
-def _run(runner: _Runner, items: Sequence[_Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
+def _run(runner: _Runner, items: Sequence[Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
     """(keys, values of their tokens as `_add` takes them, tokens run) of each forward, longest groups first."""
-    groups = _groups(items, runner.token_budget, runner.layout)
+    groups = grouped(items, runner.token_budget, partial(size, layout=runner.layout))
     for picked in plan([group for group, _ in groups], runner.token_budget, runner.layout):
         batch = [groups[i] for i in picked]
         asked = [group for group, _ in batch]
@@ -237,34 +222,7 @@ def _run(runner: _Runner, items: Sequence[_Item]) -> Iterator[tuple[list[str], l
         )
 
 
-def _groups(items: Sequence[_Item], token_budget: int, layout: Layout) -> list[tuple[Group, list[str]]]:
-    """Completions of one prompt together, with their keys, in as few groups as fit the budget."""
-    groups: list[tuple[Group, list[str]]] = []
-    for _, same in groupby(items, key=lambda item: id(item.prompt_ids)):  # rows of a prompt share its list
-        group = None
-        for item in same:
-            grown = None if group is None else Group(item.prompt_ids, [*group.completions, item.completion_ids])
-            if group is None or grown is None or size(grown, layout) > token_budget:
-                group = Group(item.prompt_ids, [item.completion_ids])
-                groups.append((group, [item.key]))
-            else:
-                group = grown
-                groups[-1] = (group, [*groups[-1][1], item.key])
-    return groups
-
-
-def _runner(
-    reference: dict[str, Any],
-    dtype: str,
-    device: str,
-    max_length: int,
-    token_budget: int | None,
-    *,
-    squares: bool,
-    cache: Path,
-    progress: bool,
-) -> _Runner:
-    model, _ = models.load(reference, dtype=dtype, device=device, max_length=max_length, cache=cache)
+def _by_torch(model: PreTrainedModel, token_budget: int | None, squares: bool, progress: bool) -> _Runner:
     budget = token_budget or default_budget(model)
     say(in_words(preflight(model, budget)), shown=progress)
     layout = layout_of(model)
@@ -279,89 +237,16 @@ def _runner(
     return _Runner(measure, layout, budget)
 
 
-def _vllm_runner(
-    reference: dict[str, Any],
-    dtype: str,
-    device: str,
-    max_length: int,
-    token_budget: int | None,
-    *,
-    squares: bool,
-    cache: Path,
-    progress: bool,
+def _by_vllm(
+    reference: dict[str, Any], dtype: str, max_length: int, token_budget: int | None, squares: bool, cache: Path
 ) -> _Runner:
     """The same by vLLM, which finds its devices itself; `token_budget` is of what it is asked at once."""
     if squares:
         raise ValueError("vLLM tells nothing of Σp²: score it with the default backend")
     if identity.parts(reference)[1] is not None:
         raise ValueError("the vllm backend takes a whole model: merge the adapter first")
-    say(f"vLLM scores in {dtype} on its own devices, not on {device}", shown=progress)
     llm = vllm_backend.load(str(models.plain_folder(reference, cache)), dtype=dtype, max_length=max_length)
     return _Runner(lambda groups: (vllm_backend.token_logps(llm, groups),), "packed", token_budget or 1 << 16)
-
-
-def _segments(
-    requests: Path, missing: pa.Table, encode_texts: Callable[..., Any], claims: Path | None
-) -> Iterator[tuple[pa.Table, list[_Item]]]:
-    """(rows that the index lacks, items that may have to run) of a bounded number of completions at a time."""
-    table = pq.read_table(requests, columns=list(COLUMNS))
-    at = pc.index_in(missing["completion_id"], value_set=table["completion_id"])
-    fresh = pc.is_null(missing["key"])
-    rows = table.take(at).append_column("fresh", fresh)
-    for picked in _by_prompt(rows, claims, table.num_rows):
-        part = rows.take(pa.array(picked, pa.int64())).to_pydict()
-        encoded = encode_texts(part["prompt"], part["completion"])
-        keys = [
-            None if refused else ids_key(*ids)
-            for *ids, refused in zip(encoded.prompt_ids, encoded.completion_ids, encoded.refused, strict=True)
-        ]
-        index_rows = pa.table(
-            {
-                "completion_id": part["completion_id"],
-                "key": keys,
-                "n_tokens": [len(ids) or None for ids in encoded.completion_ids],
-                "truncated": encoded.truncated,
-                "refused": encoded.refused,
-            },
-            schema=INDEX.schema,
-        )
-        items = [
-            _Item(key, prompt, completion)
-            for key, prompt, completion in zip(keys, encoded.prompt_ids, encoded.completion_ids, strict=True)
-            if key is not None
-        ]
-        yield index_rows.filter(pa.array(part["fresh"])), items
-
-
-def _by_prompt(rows: pa.Table, claims: Path | None, n_requested: int) -> Iterator[list[int]]:
-    """Row numbers, rows of a prompt together, prompts with the longest row first, in segments of whole prompts.
-
-    With `claims`, those of one part after another that this process takes: which part a prompt is in, its text and the
-    size of the request alone say, so it does not matter what the others have done since.
-    """
-    digests = []
-    for batch in rows.select(["prompt"]).to_batches(max_chunksize=4096):
-        digests += [xxh3_128_hexdigest(repr(prompt).encode()) for prompt in batch["prompt"].to_pylist()]
-    lengths = pc.utf8_length(rows["completion"]).to_pylist()
-    longest: dict[str, int] = {}
-    for digest, length in zip(digests, lengths, strict=True):
-        longest[digest] = max(longest.get(digest, 0), length)
-    order = sorted(range(len(digests)), key=lambda i: (-longest[digests[i]], digests[i], -lengths[i]))
-    parts = [order]
-    if claims is not None:
-        inside: list[list[int]] = [[] for _ in range(parts_of(n_requested))]
-        for i in order:
-            inside[int(digests[i][:8], 16) % len(inside)].append(i)
-        parts = (inside[int(name)] for name in taken(claims, [f"{part:03d}" for part in range(len(inside))]))
-    for part in parts:
-        segment: list[int] = []
-        for _, same in groupby(part, key=lambda i: digests[i]):
-            if len(segment) >= _SEGMENT_ROWS:
-                yield segment
-                segment = []
-            segment += same
-        if segment:
-            yield segment
 
 
 def _write_result(found: pa.Table, scores: ScoreStore, give: Sequence[str], out: Path) -> None:
