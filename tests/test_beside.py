@@ -97,6 +97,7 @@ def test_answers_are_written_to_a_file(demo, suffix, capsys):
         ([*ASK, "--out", "a.csv"], r"answers are written as .jsonl or .parquet"),
         ([*ASK, "--engine", "vllm"], "pip install vllm"),
         ([*ASK[:3], "--run", "demo"], "no trained run of 'demo'"),
+        (["generate", "--model", "nowhere", "--snapshot", "demo"], "no model folder at nowhere"),
     ],
 )
 def test_what_cannot_be_shown_is_said(demo, arguments, message, capsys):

@@ -65,8 +65,7 @@ def test_report_writes_a_page_or_says_where_the_snapshot_s_own_is(snapshot, tmp_
         ([], "no rule is named"),
         (["--rules", "dpoo"], "did you mean 'dpo'"),
         (["--rules", "dpo", "--policy", "a", "--run", "b"], "give one of them"),
-        (["--rules", "dpo", "--run", "nobody"], "no trained policy of nobody"),
-        (["--rules", "dpo", "--model", "nowhere"], "nowhere is no folder"),
+        (["--rules", "dpo", "--run", "nobody"], "no trained run of 'nobody'"),
         (["--rules", "dpo", "--split", "test"], "has no split 'test'"),
     ],
 )
