@@ -365,8 +365,6 @@ def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
     elif "gguf_file" in model and not (folder / model["gguf_file"]).is_file():
         there = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"no file {model['gguf_file']} in {folder}; {did_you_mean(model['gguf_file'], there)}"
-    elif "adapter" in model and not (FilePath(model["adapter"]).expanduser() / "adapter_config.json").is_file():
-        yield path, f"no adapter in {model['adapter']}; give a folder with an adapter_config.json"
     elif folder.is_dir() and "gguf_file" not in model and not _describes_a_model(folder):
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         yield path, f"{folder} has no config.json" + (f"; say gguf_file: {ggufs[0]}" if ggufs else "")

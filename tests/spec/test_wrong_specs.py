@@ -179,7 +179,7 @@ WRONG = [
     train("an unknown word of lora", "{rule: dpo, model: model, lora: {rank: 8}}", "train.lora.rank: unknown key"),
     train("a rank of nothing", "{rule: dpo, model: model, lora: {r: 0}}", "train.lora.r: must be greater than or equal to 1"),
     train("a target that is no list", "{rule: dpo, model: model, lora: {targets: q_proj}}", "train.lora.targets: must be all-linear, or a list of the names of linear layers"),
-    train("an adapter that is not there", "{rule: dpo, model: {path: model, adapter: nowhere}}", "train.model: no adapter in nowhere"),
+    train("an adapter that is not there", "{rule: dpo, model: {path: model, adapter: nowhere}}", "train.model.adapter: nowhere has no adapter_config.json"),
     moving("of no form", "{}", "write {ema: 0.99}, or {alpha: 0.6, tau: 512}"),
     moving("of two forms", "{ema: 0.9, tau: 2}", "write {ema: 0.99}, or {alpha: 0.6, tau: 512}"),
     moving("that reads stored scores", "{ema: 0.9}", "stored scores are not valid once the reference moves; leave score out"),
