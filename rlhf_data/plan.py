@@ -19,9 +19,10 @@ from typing import Any
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from rlhf_data import files, tables
+from rlhf_data.scoring import MEASURES
 from rlhf_data.snapshot import Snapshot, intact
 from rlhf_data.sources.places import find_files
-from rlhf_data.spec.sections import MEASURES, REWARD_WORDS, Clean, Generate, Source, Spec
+from rlhf_data.spec.sections import REWARD_WORDS, Clean, Generate, Source, Spec
 from rlhf_data.texts import missing_chunks
 
 # Packages that a step calls although it does not import them by itself.

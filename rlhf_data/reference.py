@@ -21,7 +21,7 @@ Scorer = Callable[[Path, Path], dict[str, Any]]
 
 EQUAL = "pair.equal_after_truncation"
 UNSCORED = "the tokenizer or its template cannot take this text"
-MEASURES = ("token_logps", "mean_log_p2")
+OF_ANY_REFERENCE = ("completion_id", "key", "n_tokens", "truncated", "refused")  # of the tokens, not of the model
 DETAIL = {EQUAL: "both answers have the same tokens at this max_length"}
 
 
@@ -143,7 +143,7 @@ def _score(
 
 def _with_other(scores: pl.DataFrame, answers: pl.DataFrame, name: str) -> pl.DataFrame:
     """`scores` with what another reference measured of the same tokens."""
-    columns = [column for column in ("logps", *MEASURES) if column in answers.columns]
+    columns = [column for column in answers.columns if column not in OF_ANY_REFERENCE]
     theirs = answers.select("completion_id", _key="key", **{f"{name}_{column}": column for column in columns})
     joined = scores.join(theirs, on="completion_id", how="left", maintain_order="left")
     differing = joined.filter(pl.col("key").is_not_null() & pl.col("key").ne_missing(pl.col("_key")))
@@ -192,7 +192,8 @@ def _join_pairs(rows: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str]
             f"_{side}_key": "key",
             f"_{side}_why": "refused",
         }
-        further = {f"ref_{side}_{name}": name for name in MEASURES if f"ref_{side}_{name}" in columns}
+        prefix = f"ref_{side}_"
+        further = {column: column.removeprefix(prefix) for column in columns if column.startswith(prefix)}
         bare = rows.drop(*names, *further, strict=False)
         rows = _side(bare, scores, f"{side}_row", names, further)
     equal = pl.when(pl.col("_chosen_key") == pl.col("_rejected_key")).then(pl.lit(EQUAL))

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_data.scoring.scorer import score
 
-__all__ = ["score"]
+__all__ = ["MEASURES", "score"]
+
+MEASURES = ("token_logps", "mean_log_p2")  # columns of a result that are there where they are asked for
 
 
 def __getattr__(name: str) -> Any:

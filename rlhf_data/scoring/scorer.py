@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rlhf_data.files import whole_file
-from rlhf_data.scoring import identity, models, recipe, vllm_backend
+from rlhf_data.scoring import MEASURES, identity, models, recipe, vllm_backend
 from rlhf_data.scoring.encode import encode
 from rlhf_data.scoring.logprobs import (
     compile_layers,
@@ -39,7 +39,6 @@ from rlhf_data.scoring.shards import write_parquet
 from rlhf_data.scoring.store import Index, ScoreStore
 
 _RESULT_ROWS = 65_536  # completions whose token values are in memory at a time
-MEASURES = ("token_logps", "mean_log_p2")  # columns of a result that are there where they are asked for
 
 
 class _Runner(NamedTuple):

@@ -53,8 +53,9 @@ INDEX = Kind(
 )
 KINDS = (SCORES, REWARDS, INDEX)
 
-# Nats a token that two machines may differ by in one recipe: the order of sums, and in bfloat16 their rounding.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+# Nats a token that two passes of one model may differ by, by its dtype: packing and the machine change the order of
+# sums, and in bfloat16 what is rounded.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 
 
 def ids_key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
@@ -298,7 +299,7 @@ def _differ(theirs: pa.Table, ours: pa.Table, kind: Kind, recipe: dict[str, Any]
         return both & ~same
     value, per = ("reward", 1) if kind is REWARDS else ("logps", theirs["n_tokens"].to_numpy())
     here, there = (table[value].to_numpy().astype(np.float64) for table in (ours, theirs))
-    tolerance = _TOLERANCE.get(recipe.get("dtype", ""), max(_TOLERANCE.values()))
+    tolerance = TOLERANCE.get(recipe.get("dtype", ""), max(TOLERANCE.values()))
     with np.errstate(invalid="ignore"):
         return np.abs(here - there) / per > tolerance
 

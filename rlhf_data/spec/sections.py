@@ -11,6 +11,7 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from rlhf_data.scoring import MEASURES
 from rlhf_data.spec.problems import did_you_mean
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -433,9 +434,6 @@ class Weigh(Section):
         if self.share is not None and not sum(self.share.values()) > 0:
             raise _refuse("share leaves every source out; give at least one a share over 0")
         return self
-
-
-MEASURES = ("token_logps", "mean_log_p2")
 
 
 def _measures(value: list[str]) -> list[str]:

@@ -6,11 +6,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from rlhf_data.scoring.packs import Group
+from rlhf_data.scoring.store import TOLERANCE
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.step import Policy, sequence_logps
 
-# Nats a token that two passes of one model may differ by: packing changes the order of sums, bfloat16 more so.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 _REFERENCES = (
     ("ref_chosen_logps", 0),
     ("ref_rejected_logps", 1),
@@ -55,7 +54,7 @@ def check_first_batch(
         return None
     dtype = ours["dtype"]
     scored_in = recipe.get("dtype", dtype)
-    tolerance = max(_TOLERANCE[dtype], _TOLERANCE.get(scored_in, 0))
+    tolerance = max(TOLERANCE[dtype], TOLERANCE.get(scored_in, 0))
     live = sequence_logps(policy, [rows.groups[i] for i in picked]).tolist()
     gaps = []
     for name, column in stored:

@@ -62,7 +62,7 @@ def test_other_tokens_before_the_answer_are_the_template():
 
 
 def test_a_little_everywhere_between_two_dtypes_is_the_dtype(monkeypatch):
-    monkeypatch.setattr("rlhf_data.training.gate._TOLERANCE", {"float32": 1e-4, "bfloat16": 1e-3})
+    monkeypatch.setattr("rlhf_data.training.gate.TOLERANCE", {"float32": 1e-4, "bfloat16": 1e-3})
     with pytest.raises(ValueError, match=r"likely cause is the dtype.*scored in bfloat16, training in float32"):
         first_batch(GROUPS, scored_in="bfloat16")
 
