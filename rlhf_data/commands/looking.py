@@ -97,22 +97,24 @@ def query(
     """Ask snapshots by SQL.
 
     Tables: rows, quarantine, accounting, sources, splits, snapshots; of several snapshots also NAME.rows and so on.
+    Of the workspace's score store: scores, and score_keys, which says whose they are.
     """
     from rlhf_data.inspect import query as asking
     from rlhf_data.inspect import words
 
-    opened = _named_snapshots(snapshot, open_workspace(workspace))
+    space = open_workspace(workspace)
+    opened, store = _named_snapshots(snapshot, space), space.scores
     if tables:
-        described = asking.describe(opened)
+        described = asking.describe(opened, store=store)
         print(json.dumps(described) if as_json else "\n".join(words.tables(described)))
     elif out is not None:
-        print(f"{out}: {asking.query_to(sql, opened, out):,} rows")
+        print(f"{out}: {asking.query_to(sql, opened, out, store=store):,} rows")
     elif as_json:
-        answer = asking.query(sql, opened)
+        answer = asking.query(sql, opened, store=store)
         named = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         print(json.dumps(named, ensure_ascii=False, default=str))
     else:
-        answer = asking.query(sql, opened, rows=rows)
+        answer = asking.query(sql, opened, rows=rows, store=store)
         print("\n".join(words.table(answer.columns, answer.rows, width=width)))
         if answer.more:
             say(f"… and more than these {rows} rows: --rows N prints more, --out FILE keeps all")

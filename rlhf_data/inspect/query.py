@@ -1,4 +1,4 @@
-"""SQL over snapshots: their rows, quarantine and what their manifests say, as DuckDB tables that can only be read."""
+"""SQL over snapshots: rows, quarantine, manifests, and the score store, as DuckDB tables that can only be read."""
 
 import re
 import tempfile
@@ -23,6 +23,13 @@ TOLD = {
     "parent VARCHAR, content_hash VARCHAR, quarantined BIGINT",
 }
 TABLES = ("rows", "quarantine", *TOLD)
+# The tables of the score store, which no snapshot owns: each key's first values, as `scoring.store` counts them.
+STORED = {
+    "scores": "key VARCHAR, model VARCHAR, dtype VARCHAR, logps DOUBLE, n_tokens INTEGER, mean_log_p2 DOUBLE, "
+    "recipe VARCHAR",
+    "score_keys": "completion_id VARCHAR, key VARCHAR, n_tokens INTEGER, truncated BOOLEAN, refused VARCHAR, "
+    "encoding VARCHAR",
+}
 OUT = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
 
 
@@ -42,7 +49,7 @@ class Answer(NamedTuple):
     more: bool
 
 
-def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None) -> Answer:
+def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None, store: Path | None = None) -> Answer:
     """Run one query over snapshots.
 
     Args:
@@ -52,11 +59,12 @@ def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None) 
             another, with a column `snapshot` in front.
         snapshots: by name.
         rows: take no more than the first; None for all.
+        store: the score store's folder, perhaps empty yet, for the tables of STORED.
 
     Raises:
         ValueError: the query cannot be run, with DuckDB's reason and the tables there are.
     """
-    with _connected(snapshots) as connection, _in_words(snapshots):
+    with _in_words(snapshots), _connected(snapshots, _stored(sql, store)) as connection:
         _only_reads(connection, sql)
         cursor = connection.execute(sql)
         described = cursor.description or []
@@ -65,7 +73,7 @@ def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None) 
         return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
 
 
-def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path) -> int:
+def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path | None = None) -> int:
     """Run one query and write what it gives to a Parquet or CSV file, which need not fit into memory; its rows.
 
     Raises:
@@ -76,8 +84,8 @@ def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         files.whole_file(out) as temporary,
-        _connected(snapshots, writable=temporary) as connection,
         _in_words(snapshots),
+        _connected(snapshots, _stored(sql, store), writable=temporary) as connection,
     ):
         _only_reads(connection, sql)
         place = _text(str(temporary))
@@ -86,9 +94,9 @@ def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path) -> int:
         return written
 
 
-def describe(snapshots: dict[str, Snapshot]) -> list[dict[str, Any]]:
+def describe(snapshots: dict[str, Snapshot], *, store: Path | None = None) -> list[dict[str, Any]]:
     """Every table with its number of rows and its columns' types; where there are several snapshots, of each."""
-    with _connected(snapshots) as connection:
+    with _in_words(snapshots), _connected(snapshots, _stored(" ".join(STORED), store)) as connection:
         return [
             {
                 "table": table,
@@ -107,7 +115,7 @@ def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
         if given in found:
             raise ValueError(f"two snapshots are called {given!r}: give each a name of its own")
         k = 2
-        while name in found or name in TABLES:
+        while name in found or name in (*TABLES, *STORED):
             name, k = f"{given or snapshot.manifest['name']}_{k}", k + 1
         found[name] = snapshot
     return found
@@ -115,13 +123,36 @@ def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
 
 def _tables(snapshots: dict[str, Snapshot]) -> list[str]:
     if len(snapshots) == 1:
-        return list(TABLES)
-    return [*TABLES, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
+        return [*TABLES, *STORED]
+    return [*TABLES, *STORED, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
+
+
+def _stored(sql: str, store: Path | None) -> dict[str, list[tuple[Path, list[Path]]]]:
+    """Of each table of the score store that a query names: the folders of recipes and their shards.
+
+    A store may have thousands of files, and what is wrong with one is no matter of a query that does not read it.
+    """
+    asked = [table for table in STORED if re.search(rf"\b{table}\b", sql, re.IGNORECASE)]
+    if not asked:
+        return {}
+    from rlhf_data.scoring import shards
+    from rlhf_data.scoring.store import INDEX, SCORES, recipe_folders
+
+    kinds = {"scores": SCORES, "score_keys": INDEX}
+    folders = recipe_folders(store) if store is not None else []
+    return {
+        table: [
+            (folder, found) for folder in folders if (found := [s.path for s in shards.shards(folder, kinds[table])])
+        ]
+        for table in asked
+    }
 
 
 @contextmanager
-def _connected(snapshots: dict[str, Snapshot], writable: Path | None = None) -> Iterator["duckdb.DuckDBPyConnection"]:
-    """A database in memory that reads these snapshots' files and nothing else; only `writable` can be written."""
+def _connected(
+    snapshots: dict[str, Snapshot], stored: dict[str, list[tuple[Path, list[Path]]]], writable: Path | None = None
+) -> Iterator["duckdb.DuckDBPyConnection"]:
+    """A database in memory that reads these snapshots' and shards' files and nothing else; `writable` is written."""
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="rlhf-data-query-") as spill, duckdb.connect() as connection:
@@ -129,7 +160,11 @@ def _connected(snapshots: dict[str, Snapshot], writable: Path | None = None) -> 
             _add(connection, name, snapshot)
         for table in TABLES:
             _add_together(connection, table, list(snapshots))
-        readable = ", ".join(_text(str(snapshot.path.resolve())) for snapshot in snapshots.values())
+        for table, folders in stored.items():
+            _add_stored(connection, table, folders)
+        read = [snapshot.path for snapshot in snapshots.values()]
+        read += [folder for folders in stored.values() for folder, _ in folders]
+        readable = ", ".join(_text(str(path.resolve())) for path in read)
         connection.execute(f"SET temp_directory = {_text(spill)}")
         connection.execute(f"SET allowed_directories = [{readable}]")
         if writable is not None:
@@ -152,6 +187,31 @@ def _add(connection: "duckdb.DuckDBPyConnection", name: str, snapshot: Snapshot)
         if rows:
             marks = ", ".join("?" for _ in rows[0])
             connection.executemany(f"INSERT INTO {schema}.{table} VALUES ({marks})", rows)
+
+
+def _add_stored(connection: "duckdb.DuckDBPyConnection", table: str, folders: list[tuple[Path, list[Path]]]) -> None:
+    """A view of one table of the score store, over the shards of all recipes; an empty table where there are none.
+
+    Several scorers may have written one key: of its values the first that is not null counts, by the shards' names.
+    """
+    if not folders:
+        connection.execute(f"CREATE TABLE {table} ({STORED[table]})")
+        return
+    own, *values = ("key", "logps", "n_tokens", "mean_log_p2")
+    if table == "score_keys":
+        own, *values = ("completion_id", "key", "n_tokens", "truncated", "refused")
+    first = ", ".join(f"arg_min({value}, filename) AS {value}" for value in values)
+    parts = []
+    for folder, paths in folders:
+        recipe = files.read_json(folder / "recipe.json") or {}
+        named = f"{_text(folder.name)} AS encoding"
+        if table == "scores":
+            model, dtype = (_text(str(recipe.get(key, ""))) for key in ("model_hash", "dtype"))
+            named = f"{model} AS model, {dtype} AS dtype, {_text(folder.name)} AS recipe"
+        listed = ", ".join(_text(str(path.resolve())) for path in paths)
+        parts.append(f"SELECT {own}, {first}, {named} FROM read_parquet([{listed}], filename = true) GROUP BY {own}")
+    columns = ", ".join(column.split()[0] for column in STORED[table].split(", "))
+    connection.execute(f"CREATE VIEW {table} AS SELECT {columns} FROM ({' UNION ALL BY NAME '.join(parts)})")
 
 
 def _add_together(connection: "duckdb.DuckDBPyConnection", table: str, names: list[str]) -> None:
@@ -222,7 +282,7 @@ def _in_words(snapshots: dict[str, Snapshot]) -> Iterator[None]:
             text = f"{text.splitlines()[0]}; a query reads snapshots only, which --snapshot names"
         elif isinstance(error, duckdb.CatalogException):
             each = f"; the same of each snapshot, as in {_name(next(iter(snapshots)))}.rows: {', '.join(snapshots)}"
-            text = f"{text}\ntables: {', '.join(TABLES)}{each if len(snapshots) > 1 else ''}"
+            text = f"{text}\ntables: {', '.join((*TABLES, *STORED))}{each if len(snapshots) > 1 else ''}"
         raise ValueError(text) from None
 
 

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from rlhf_data.cli import run_command
-from rlhf_data.inspect.query import TABLES, describe, named, query, query_to
+from rlhf_data.inspect.query import STORED, TABLES, describe, named, query, query_to
+from rlhf_data.scoring.store import Index, ScoreStore
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_a_query_reads_snapshots_and_does_nothing_else(sql, demo, built):
 def test_an_error_of_sql_is_one_message_that_names_the_tables(built, capfd):
     for sql, message in {
         "SELECT nope FROM rows": 'Referenced column "nope" not found',
-        "SELECT * FROM row": f"tables: {', '.join(TABLES)}",
+        "SELECT * FROM row": f"tables: {', '.join(TABLES)}, scores, score_keys",
         "SELEC 1": 'syntax error at or near "SELEC"',
         "": "the query is empty",
         "PIVOT rows ON split USING count(*)": "write PIVOT",
@@ -116,11 +119,43 @@ def test_the_tables_and_their_columns_are_listed(built, capsys):
     capsys.readouterr()
     assert run_command(["query", "--tables", "--json", "--snapshot", "mine=snapshots/demo"]) == 0
     listed = {table["table"]: table for table in json.loads(capsys.readouterr().out)}
-    assert list(listed) == list(TABLES)
+    assert list(listed) == [*TABLES, *STORED]
+    assert listed["scores"]["rows"] == 0
     assert listed["rows"]["rows"] == 72
     assert listed["rows"]["columns"]["margin"] == "DOUBLE"
     assert run_command(["query", "--tables"]) == 0
     assert "accounting  (" in capsys.readouterr().out
+
+
+def test_the_score_store_is_a_table_of_each_keys_first_values(demo, tmp_path):
+    store, recipe = tmp_path / "store", {"model_hash": "m", "dtype": "float32"}
+    empty = describe(demo, store=store)
+    for model in ("m", "n"):
+        ScoreStore(store, recipe | {"model_hash": model}).add(["a"], [np.float32([-1, -2])])
+    ScoreStore(store, recipe).add(["a", "b"], [np.float32([-5, -6]), np.float32([-4])], mean_log_p2=[-0.5, -0.25])
+    given = {"completion_id": ["one", "two"], "key": ["a", None], "n_tokens": [2, None]}
+    Index(store, {"tokenizer_hash": "t"}).add(pa.table(given | {"truncated": [True, None], "refused": [None, "empty"]}))
+    sql = "SELECT model, key, logps, n_tokens, mean_log_p2, dtype FROM scores ORDER BY ALL"
+    found = query(sql, demo, store=store).rows
+    assert found[1:] == [("m", "b", -4, 1, -0.25, "float32"), ("n", "a", -3, 2, None, "float32")]
+    assert found[0] == ("m", "a", -3, 2, -0.5, "float32")  # what was stored first, and what was measured later
+    joined = "SELECT completion_id, truncated, logps FROM score_keys LEFT JOIN scores USING (key) WHERE model = 'n'"
+    assert query(joined, demo, store=store).rows == [("one", True, -3)]
+    filled = describe(demo, store=store)
+    assert [t["columns"] for t in filled] == [t["columns"] for t in empty]
+    assert {t["table"]: (t["rows"], f["rows"]) for t, f in zip(empty, filled, strict=True) if t["table"] in STORED} == {
+        "scores": (0, 3),
+        "score_keys": (0, 2),
+    }
+
+
+def test_a_broken_shard_stops_no_query_that_does_not_read_it(demo, tmp_path):
+    store = ScoreStore(tmp_path, {"model_hash": "m"})
+    store.add(["a"], [np.float32([-1])])
+    next(store.folder.glob("*.parquet")).write_bytes(b"broken")
+    assert query("SELECT count(*) FROM splits", demo, store=tmp_path).rows
+    with pytest.raises(ValueError, match=r"shard-.*\.parquet"):
+        query("FROM scores", demo, store=tmp_path)
 
 
 def test_names_are_told_apart(built):
