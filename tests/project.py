@@ -1,9 +1,13 @@
 """A project in a folder: raw files, a spec, the commands."""
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from rlhf_data.cli import run_command
 from rlhf_data.snapshot import Snapshot
@@ -68,3 +72,38 @@ class Project:
     def left_over(self) -> list[Path]:
         """Temporary files and folders that nobody removed."""
         return sorted(self.folder.rglob("*.tmp"))
+
+
+def build_demo(made: Project) -> None:
+    """The fixture `built`."""
+    made.raw([*ratings(), "{broken", {"prompt": "question 0?", "completion": "too good", "rating": 11}])
+    made.spec()
+    assert made.build() == 0
+
+
+class SetAside:
+    """Projects that were made once and are copied for every test that wants one.
+
+    A plan knows the folder that a snapshot is published to, so a copy stands where the first was made, one at a time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def copied(self, name: str, make: Callable[[Project], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+        """The current folder is the project that `make` makes, as it was then; it is gone afterwards."""
+        place, kept = self.folder / name, self.folder / f"{name}-kept"
+        if not kept.is_dir():
+            place.mkdir()
+            with monkeypatch.context() as there:
+                there.chdir(place)
+                make(Project(place))
+            place.rename(kept)
+        shutil.copytree(kept, place, symlinks=True)
+        try:
+            with monkeypatch.context() as there:
+                there.chdir(place)
+                yield Project(place)
+        finally:
+            shutil.rmtree(place)

@@ -15,37 +15,24 @@ import pytest
 from rlhf_data import files
 from rlhf_data.cli import run_command
 from rlhf_data.snapshot import Snapshot
-from tests.project import SPEC, Project, ratings
+from tests.project import SPEC, Project, SetAside, ratings
 
 RAW = [*ratings(4), "{broken", {"prompt": "question 0?", "completion": "too good", "rating": 11}]
 COMMAND = [sys.executable, "-m", "rlhf_data.cli", "build"]
 DAMAGED = re.compile(r"(\S+) is damaged: remove (\S+) and run again")
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that was built once; `disk` damages it and puts it back."""
-    made = Project(tmp_path_factory.mktemp("sound"))
-    made.raw(RAW)
-    made.spec()
-    before = Path.cwd()
-    os.chdir(made.folder)
-    try:
-        assert made.build() == 0
-    finally:
-        os.chdir(before)
-    shutil.copytree(made.folder, made.folder.with_name("kept"))
-    return made
-
-
 @pytest.fixture
-def disk(sound: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """The built project, sound again for each test."""
-    monkeypatch.chdir(sound.folder)
-    yield sound
-    for name in (".rlhf", "snapshots"):
-        shutil.rmtree(sound.folder / name, ignore_errors=True)
-        shutil.copytree(sound.folder.with_name("kept") / name, sound.folder / name)
+def disk(set_aside: SetAside, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A built project, sound again for each test."""
+
+    def build(made: Project) -> None:
+        made.raw(RAW)
+        made.spec()
+        assert made.build() == 0
+
+    with set_aside.copied("disk", build, monkeypatch) as made:
+        yield made
 
 
 def data_bytes(snapshot: Snapshot) -> dict[str, bytes]:

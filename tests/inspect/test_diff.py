@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlhf_data.cli import run_command
 from rlhf_data.inspect import diff as module
 from rlhf_data.inspect.diff import KINDS, compare, named
-from tests.project import SPEC, ratings
+from tests.project import SPEC, build_demo, ratings
 
 COLUMNS = {
     "prompt_id": pl.String, "pair_id": pl.String, "chosen_id": pl.String, "rejected_id": pl.String,
@@ -118,13 +118,18 @@ def test_every_row_of_either_side_is_in_the_diff_once_and_backwards_it_is_the_sa
 
 
 @pytest.fixture
-def rebuilt(built):
+def rebuilt(set_aside, monkeypatch):
     """The project built again after a change of data, scale and weights."""
-    built.raw([{**row, "rating": 1} if row["prompt"] == "question 3?" else row for row in ratings(13)])
-    built.spec(SPEC.replace("publish:", "weigh: {weight: {category: {x: 2.0}}}\npublish:"))
-    assert built.build() == 0
-    assert len(built.versions) == 2
-    return built
+
+    def build(made):
+        build_demo(made)
+        made.raw([{**row, "rating": 1} if row["prompt"] == "question 3?" else row for row in ratings(13)])
+        made.spec(SPEC.replace("publish:", "weigh: {weight: {category: {x: 2.0}}}\npublish:"))
+        assert made.build() == 0
+        assert len(made.versions) == 2
+
+    with set_aside.copied("rebuilt", build, monkeypatch) as made:
+        yield made
 
 
 def told(capsys, *arguments):

@@ -23,14 +23,18 @@ publish:"""
 
 
 @pytest.fixture
-def traced(project):
+def traced(set_aside, monkeypatch):
     """Two annotators of the first two prompts; a broken line, a rating off the scale and an answer that is filtered."""
+    with set_aside.copied("traced", build, monkeypatch) as project:
+        yield project
+
+
+def build(project):
     rows = [*ratings(), *({**row, "annotator": "bob", "rating": max(1, row["rating"] - 1)} for row in ratings(2))]
     wrong = ["{broken", {"prompt": "question 0?", "completion": "too good", "rating": 11}]
     project.raw([*rows, *wrong, {"prompt": "question 1?", "completion": "long " * 30, "rating": 4}])
     project.spec(SPEC.replace("rate:", DECLARED).replace("publish:", WEIGH))
     assert project.build() == 0
-    return project
 
 
 def of(project, wanted):

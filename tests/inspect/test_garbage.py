@@ -26,14 +26,19 @@ def long_ago(days=2.0):
 
 
 @pytest.fixture
-def thrice(project):
+def thrice(set_aside, monkeypatch):
     """Three versions of a snapshot, and the steps of all three, long ago."""
-    for prompts in (12, 13, 14):
-        project.raw(ratings(prompts))
-        assert project.build() == 0
-    long_ago()
-    assert len(project.versions) == 3
-    return project
+
+    def build(made):
+        made.spec()
+        for prompts in (12, 13, 14):
+            made.raw(ratings(prompts))
+            assert made.build() == 0
+
+    with set_aside.copied("thrice", build, monkeypatch) as project:
+        long_ago()
+        assert len(project.versions) == 3
+        yield project
 
 
 def ids(project):

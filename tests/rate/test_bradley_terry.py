@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import choix
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,8 +29,11 @@ def tournament(rng: np.random.Generator, strength: np.ndarray, battles: int):
     return first, second, won.astype(float)
 
 
-def as_choix(first, second, value) -> list[tuple[int, int]]:
-    return [(i, j) if v else (j, i) for i, j, v in zip(first.tolist(), second.tolist(), value.tolist(), strict=True)]
+def by_choix(first, second, value, n: int, alpha: float) -> np.ndarray:
+    import choix  # brings SciPy: two seconds of the start of every test process
+
+    won = [(i, j) if v else (j, i) for i, j, v in zip(first.tolist(), second.tolist(), value.tolist(), strict=True)]
+    return choix.opt_pairwise(n, won, alpha=alpha, tol=1e-12)
 
 
 def same(a: Strengths, b: Strengths, **tolerance) -> None:
@@ -44,7 +46,7 @@ def same(a: Strengths, b: Strengths, **tolerance) -> None:
 def test_maximum_likelihood_is_that_of_choix(seed):
     rng = np.random.default_rng(seed)
     battles = tournament(rng, rng.normal(size=12), 400)
-    theirs = choix.opt_pairwise(12, as_choix(*battles), alpha=0.0, tol=1e-12)
+    theirs = by_choix(*battles, 12, alpha=0.0)
     np.testing.assert_allclose(fit(*battles, 12, sd=None).strength, theirs - theirs.mean(), atol=1e-6)
 
 
@@ -52,7 +54,7 @@ def test_maximum_likelihood_is_that_of_choix(seed):
 def test_the_mode_under_a_gaussian_prior_is_that_of_choix(alpha):
     rng = np.random.default_rng(1)
     battles = tournament(rng, rng.normal(size=12), 200)
-    theirs = choix.opt_pairwise(12, as_choix(*battles), alpha=alpha, tol=1e-12)
+    theirs = by_choix(*battles, 12, alpha=alpha)
     # choix takes alpha · Σ θ² off the log-likelihood, which is a prior of variance 1 / (2 alpha)
     np.testing.assert_allclose(fit(*battles, 12, sd=(2.0 * alpha) ** -0.5).strength, theirs, atol=1e-6)
 
