@@ -1,7 +1,7 @@
 """Personal data and secrets in texts: found by patterns and checksums, marked by place, masked."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -52,9 +52,7 @@ def find(texts: pl.Series | Sequence[str], kinds: Sequence[str] | None = None) -
     for kind in wanted:
         known = KINDS[kind]
         for row in series.str.contains(known.hint).arg_true():
-            for match in known.pattern.finditer(held[row]):
-                if known.holds(match[0]):
-                    spans.append((row, kind, *match.span()))
+            spans += [(row, kind, start, end) for start, end in _matches(known, held[row])]
     return _apart(pl.DataFrame(spans, schema=FOUND, orient="row"))
 
 
@@ -103,6 +101,16 @@ def mask(texts: pl.Series, found: pl.DataFrame) -> pl.Series:
 def counts(found: pl.DataFrame) -> dict[str, int]:
     """How often each kind was found, in alphabetical order."""
     return dict(found.group_by("kind").len().sort("kind").iter_rows())
+
+
+def _matches(kind: Pattern, text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is of a kind; what only looks like it may hide one that begins within."""
+    at = 0
+    while match := kind.pattern.search(text, at):
+        holds = kind.holds(match[0])
+        at = match.end() if holds else match.start() + 1
+        if holds:
+            yield match.span()
 
 
 def _apart(found: pl.DataFrame) -> pl.DataFrame:

@@ -107,6 +107,11 @@ def test_a_masked_text_holds_nothing_and_places_do_not_overlap(texts):
         ends[row] = end
 
 
+def test_a_card_after_digits_that_are_none_is_found():
+    text = "BE68 5390 0754 7034 4111 1111 1111 1111"
+    assert pii.mask(pl.Series([text]), pii.find([text])).to_list() == ["[IBAN] [CREDIT_CARD]"]
+
+
 def test_only_the_kinds_asked_for_are_found():
     text = "a@d.co from 8.8.8.8"
     assert pii.find([text], ["email"])["kind"].to_list() == ["email"]

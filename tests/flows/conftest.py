@@ -30,7 +30,7 @@ def _collected() -> Iterator[None]:
         gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prefect, imported with a home of its own and without analytics."""
     with pytest.MonkeyPatch.context() as environment:
@@ -41,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(installed: None) -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
@@ -49,7 +49,7 @@ def server(installed: None) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def load(installed: None) -> Callable[[str], Any]:
     """A flow from its entrypoint."""
     from prefect.flows import load_flow_from_entrypoint
@@ -61,7 +61,7 @@ def load(installed: None) -> Callable[[str], Any]:
     return load
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def task_runs(server: None) -> Callable[..., dict[str, Any]]:
     """The task runs of a flow run by name, as soon as the server has recorded all of them."""
     from prefect.client.orchestration import get_client
@@ -81,7 +81,7 @@ def task_runs(server: None) -> Callable[..., dict[str, Any]]:
     return task_runs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def artifact(server: None) -> Callable[[str], Any]:
     """The latest artifact of a key; a table as rows."""
     from prefect.artifacts import Artifact
