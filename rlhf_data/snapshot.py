@@ -137,6 +137,7 @@ def publish(
     sources: dict[str, dict[str, Any]],
     counts: list[Count],
     expect: dict[str, Any],
+    keep: dict[str, list[str]] | None = None,
     limit: int | None = None,
     steps: dict[str, dict[str, str]] | None = None,
 ) -> list[Count]:
@@ -155,6 +156,7 @@ def publish(
         sources: what the manifest says of each source.
         counts: the accounting of all steps before.
         expect: what must hold, see `expectations.unmet`; it is asked before the data is written and of what was.
+        keep: raw columns of each source that the rows are to have, see `_with_kept`.
         limit: records per source, where this is a quick look.
         steps: fingerprint and code of each step before, by its name: where its tables are, as long as they are kept.
 
@@ -185,6 +187,8 @@ def publish(
     rows, known = rows.sort(KEYS[table]), texts.names(inputs["text"])
     if table == "paired":
         rows = texts.with_judgments(rows, texts.behind(inputs["rate"]))
+    if keep:
+        rows = _with_kept(rows, keep, inputs)
     content = content_hash(_by_content(part, known) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
@@ -210,6 +214,7 @@ def publish(
             "score": recipe,
             "limit": limit,
             "moved": _moved(versions, rows, known),
+            "kept": [column for column in rows.columns if column.startswith(tables.KEPT)],
             "steps": steps or {},
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
@@ -271,6 +276,39 @@ def _mix(rows: pl.DataFrame, available: dict[str, int] | None) -> dict[str, dict
             "epochs": weight / (total / train.height) / there if total and there else 0.0,
         }
     return dict(sorted(found.items()))
+
+
+def _with_kept(rows: pl.DataFrame, keep: dict[str, list[str]], inputs: dict[str, Path]) -> pl.DataFrame:
+    """Rows with the raw columns that are kept, each the value on which all records behind a row agree that have one.
+
+    Where they do not agree it is null: which of them came first would be a matter of the order of files.
+
+    Args:
+        rows: judgment_rows.
+        keep: columns, by source.
+        inputs: "text", and what each source gave as "read:SOURCE".
+    """
+    held = [
+        texts.read_chunk(chunk, "kept").with_columns(
+            pl.col("record") + pl.lit(chunk.start, pl.UInt32), source=pl.lit(source)
+        )
+        for source in keep
+        for chunk in texts.chunks_of(inputs[f"read:{source}"])
+    ]
+    judged = texts.read(inputs["text"], "judgments", ["judgment_row", "source", "file", "record"])
+    behind = rows.select("judgment_rows").with_row_index("_place").explode("judgment_rows", empty_as_null=False)
+    record = ["source", "file", "record"]
+    named = behind.select("_place", *(texts.looked_up(behind["judgment_rows"], judged, name) for name in record))
+    named = named.with_columns(pl.col(pl.Categorical).cast(pl.String))
+    values = named.join(pl.concat(held), on=record).group_by("_place", "column").agg(pl.col("value").unique())
+    agreed = values.filter(pl.col("value").list.len() == 1).explode("value", empty_as_null=False)
+    places = pl.DataFrame({"_place": pl.int_range(rows.height, dtype=pl.UInt32, eager=True)})
+    found = []
+    for column in sorted({column for columns in keep.values() for column in columns}):
+        of = agreed.filter(pl.col("column") == column).select("_place", "value")
+        joined = places.join(of, on="_place", how="left", maintain_order="left")["value"]
+        found.append(joined.alias(tables.KEPT + column.removeprefix(tables.KEPT)))
+    return rows.with_columns(found)
 
 
 def _moved(versions: Path, rows: pl.DataFrame, known: texts.Names) -> dict[str, int]:

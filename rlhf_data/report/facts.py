@@ -20,7 +20,15 @@ def narrow(rows: pl.LazyFrame, table: str) -> pl.LazyFrame:
     turns = pl.col("prompt").list.len().alias("turns")
     return rows.select(
         pl.exclude(
-            "prompt", "raw_ref", "pair_id", "chosen_id", "rejected_id", "completion_id", "^.*_token_logps$", *texts
+            "prompt",
+            "raw_ref",
+            "pair_id",
+            "chosen_id",
+            "rejected_id",
+            "completion_id",
+            "^.*_token_logps$",
+            "^kept_.*$",
+            *texts,
         ),
         turns,
         *lengths,
