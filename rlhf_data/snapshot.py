@@ -294,7 +294,10 @@ def _with_kept(rows: pl.DataFrame, keep: dict[str, list[str]], inputs: dict[str,
         )
         for source in keep
         for chunk in texts.chunks_of(inputs[f"read:{source}"])
+        if "kept.parquet" in texts.facts(Path(chunk.folder))["files"]  # it holds a value
     ]
+    if not held:
+        held = [tables.empty("kept").with_columns(source=pl.lit(None, dtype=pl.String))]
     judged = texts.read(inputs["text"], "judgments", ["judgment_row", "source", "file", "record"])
     behind = rows.select("judgment_rows").with_row_index("_place").explode("judgment_rows", empty_as_null=False)
     record = ["source", "file", "record"]

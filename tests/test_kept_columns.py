@@ -96,6 +96,14 @@ def test_columns_of_a_table_and_of_a_query_are_kept_too(project, capsys):
     assert "r.csv?sql: keep_columns: no column 'language'" in capsys.readouterr().err
 
 
+def test_a_column_without_a_value_is_a_column_of_nulls(project):
+    project.raw([{**row, "language": None} for row in ROWS])
+    project.spec(KEEP.replace("language, task", "language"))
+    assert project.build() == 0
+    rows = project.snapshot.scan().collect()
+    assert rows["kept_language"].null_count() == rows.height == 18
+
+
 def test_a_column_that_a_later_file_lacks_stops_the_build_by_its_name(project, capsys):
     project.raw([{"prompt": "q", "completion": "a", "rating": 1, "tusk": 1}], "z.jsonl")
     project.raw(ROWS)

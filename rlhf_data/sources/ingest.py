@@ -256,7 +256,8 @@ def _make(
         shutil.rmtree(folder)
     with disk.whole_folder(folder) as out:
         _write(out, rows, refused)
-        tables.write(pl.concat(part.kept for part in settled), out / "kept.parquet", "kept")
+        if (values := pl.concat(part.kept for part in settled)).height:
+            tables.write(values, out / "kept.parquet", "kept")
         counts = _totals([(part.records, part.observations) for part in settled])
         records = sum(part.records.rows_in for part in settled)
         texts.finish(out, {"records": records, "counts": [count.as_dict() for count in counts]})
