@@ -23,7 +23,7 @@ _patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.functi
 laws = settings(deadline=None, max_examples=CASES, suppress_health_check=_patient)
 # Reading files takes a quarter of a second and a build a second or two, however little they hold: so each holds several
 # worlds, which have no prompt in common, and every law is tried on CASES of them.
-IN_FILES, IN_A_BUILD = 5, 25
+IN_FILES, IN_A_BUILD = 10, 25
 laws_of_files = settings(laws, max_examples=max(1, CASES // IN_FILES))
 few_builds = settings(laws, max_examples=max(2, CASES // IN_A_BUILD))
 
