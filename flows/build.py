@@ -17,7 +17,7 @@ from pydantic import Field
 
 from rlhf_data import engine
 from rlhf_data.accounting import Count
-from rlhf_data.plan import Planned, Workspace, limited, plan, remember
+from rlhf_data.plan import Planned, Workspace, in_use, limited, plan, remember
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec import Spec, check, read_all
 
@@ -87,7 +87,8 @@ def build(
             check({file: one}, space)  # alone, as it is built: a model that is not trained yet stops it now, not later
         return [build(str(file), workspace, limit, variables) for file in specs][-1]
     ((one, _),) = specs.values()
-    return str(_build(one, space, limit))
+    with in_use(space):  # `gc` waits until the last step has read what it needs
+        return str(_build(one, space, limit))
 
 
 def _build(spec: Spec, workspace: Workspace, limit: int | None) -> Path:

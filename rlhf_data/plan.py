@@ -249,7 +249,10 @@ def _read_step(name: str, source: Source, workspace: Workspace, limit: int | Non
         "source": name,
         "files": {table: [str(path) for path in paths] for table, paths in found.items()},
         "limit": limit,
-        **{key: getattr(source, key) for key in ("options", "columns", "sql", "format", "hf", "category")},
+        **{
+            key: getattr(source, key)
+            for key in ("options", "columns", "sql", "format", "hf", "category", "keep_columns")
+        },
         "adapter": adapter or source.adapter,
     }
     stamps = {table: [files.stamp(path) for path in paths] for table, paths in found.items()}  # before the digests
@@ -515,6 +518,7 @@ def _publish_step(spec: Spec, before: list[Step], text: str, limit: int | None, 
         "table": spec.shape.to,
         "expect": spec.expect.model_dump(exclude_none=True),
         "sources": sources,
+        "keep": {name: source.keep_columns for name, source in spec.sources.items() if source.keep_columns},
         "limit": limit,
     }
     spec_hash = digest(lock)

@@ -7,12 +7,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -40,6 +41,7 @@ SCORES = (
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 KEYS = {"paired": ["prompt_row", "chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
+KEYS_OF_TEXTS = {"paired": ["chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
 HASHED = 50_000  # rows that enter a content hash at once
 
 
@@ -135,6 +137,7 @@ def publish(
     sources: dict[str, dict[str, Any]],
     counts: list[Count],
     expect: dict[str, Any],
+    keep: dict[str, list[str]] | None = None,
     limit: int | None = None,
     steps: dict[str, dict[str, str]] | None = None,
 ) -> list[Count]:
@@ -153,6 +156,7 @@ def publish(
         sources: what the manifest says of each source.
         counts: the accounting of all steps before.
         expect: what must hold, see `expectations.unmet`; it is asked before the data is written and of what was.
+        keep: raw columns of each source that the rows are to have, see `_with_kept`.
         limit: records per source, where this is a quick look.
         steps: fingerprint and code of each step before, by its name: where its tables are, as long as they are kept.
 
@@ -183,6 +187,8 @@ def publish(
     rows, known = rows.sort(KEYS[table]), texts.names(inputs["text"])
     if table == "paired":
         rows = texts.with_judgments(rows, texts.behind(inputs["rate"]))
+    if keep:
+        rows = _with_kept(rows, keep, inputs)
     content = content_hash(_by_content(part, known) for part in rows.iter_slices(HASHED))
     versions = Path(to)
     licenses = {name: source["license"] for name, source in sources.items()}
@@ -208,6 +214,7 @@ def publish(
             "score": recipe,
             "limit": limit,
             "moved": _moved(versions, rows, known),
+            "kept": [column for column in rows.columns if column.startswith(tables.KEPT)],
             "steps": steps or {},
             "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
         }
@@ -271,18 +278,54 @@ def _mix(rows: pl.DataFrame, available: dict[str, int] | None) -> dict[str, dict
     return dict(sorted(found.items()))
 
 
+def _with_kept(rows: pl.DataFrame, keep: dict[str, list[str]], inputs: dict[str, Path]) -> pl.DataFrame:
+    """Rows with the raw columns that are kept, each the value on which all records behind a row agree that have one.
+
+    Where they do not agree it is null: which of them came first would be a matter of the order of files.
+
+    Args:
+        rows: judgment_rows.
+        keep: columns, by source.
+        inputs: "text", and what each source gave as "read:SOURCE".
+    """
+    held = [
+        texts.read_chunk(chunk, "kept").with_columns(
+            pl.col("record") + pl.lit(chunk.start, pl.UInt32), source=pl.lit(source)
+        )
+        for source in keep
+        for chunk in texts.chunks_of(inputs[f"read:{source}"])
+        if "kept.parquet" in texts.facts(Path(chunk.folder))["files"]  # it holds a value
+    ]
+    if not held:
+        held = [tables.empty("kept").with_columns(source=pl.lit(None, dtype=pl.String))]
+    judged = texts.read(inputs["text"], "judgments", ["judgment_row", "source", "file", "record"])
+    behind = rows.select("judgment_rows").with_row_index("_place").explode("judgment_rows", empty_as_null=False)
+    record = ["source", "file", "record"]
+    named = behind.select("_place", *(texts.looked_up(behind["judgment_rows"], judged, name) for name in record))
+    named = named.with_columns(pl.col(pl.Categorical).cast(pl.String))
+    values = named.join(pl.concat(held), on=record).group_by("_place", "column").agg(pl.col("value").unique())
+    agreed = values.filter(pl.col("value").list.len() == 1).explode("value", empty_as_null=False)
+    places = pl.DataFrame({"_place": pl.int_range(rows.height, dtype=pl.UInt32, eager=True)})
+    found = []
+    for column in sorted({column for columns in keep.values() for column in columns}):
+        of = agreed.filter(pl.col("column") == column).select("_place", "value")
+        joined = places.join(of, on="_place", how="left", maintain_order="left")["value"]
+        found.append(joined.alias(tables.KEPT + column.removeprefix(tables.KEPT)))
+    return rows.with_columns(found)
+
+
 def _moved(versions: Path, rows: pl.DataFrame, known: texts.Names) -> dict[str, int]:
     """How many prompts stand on another side of the split than in the latest snapshot: "train to test" → number.
 
     Rows that arrive move no root, but they may join two clusters of near-duplicates; so does another `test`.
     """
     try:
-        before = Snapshot(versions).scan().select("prompt_id", before="split").unique().collect()
+        before = Snapshot(versions).scan().select("prompt_id", before="split").collect()
     except (ValueError, OSError, pl.exceptions.PolarsError):  # there is none that can be read
         return {}
-    now = rows.select("prompt_row", "split").unique()
+    now = rows.select("prompt_row", pl.col("split").cast(pl.String)).unique()
     both = now.with_columns(texts.looked_up(now["prompt_row"], known.prompts, "prompt_id")).join(before, on="prompt_id")
-    moved = both.select("before", pl.col("split").cast(pl.String)).filter(pl.col("before") != pl.col("split"))
+    moved = both.filter(pl.col("before") != pl.col("split")).unique(["prompt_row", "before"])
     counted = moved.group_by("before", "split").len().sort("before", "split")
     return {f"{old} to {new}": n for old, new, n in counted.iter_rows()}
 
@@ -417,17 +460,15 @@ def _write(
     with files.whole_folder(final) as folder:
         (folder / "data").mkdir()
         (folder / "quarantine").mkdir()
-        held = []
-        for split in manifest["rows"]:
-            held += _write_split(folder / "data", rows.filter(pl.col("split") == split), split, text, known, table)
+        held = _write_data(folder / "data", _parts(rows), text, known, table)
         tables.write(quarantine, folder / "quarantine" / "quarantine.parquet", "quarantine", published=True)
-        held.sort(key=lambda one: one[0]["path"])
-        manifest["files"], thin = [told for told, _ in held], pl.concat(rows for _, rows in held)
+        held.sort(key=lambda one: one.told["path"])
+        manifest["files"], thin = [one.told for one in held], pl.concat(one.thin for one in held)
         check(thin.rename({"prompt_id": "prompt"}))
         files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
         files.write_text(folder / "README.md", card(manifest))
-        published = tables.scan([folder / file["path"] for file in manifest["files"]], table)
-        files.write_text(folder / "report.html", snapshot_page(manifest, published, quarantine, thin))
+        first = pl.concat(one.first for one in held)
+        files.write_text(folder / "report.html", snapshot_page(manifest, first, quarantine, thin))
         files.write_text(folder / "spec.lock.yaml", spec_lock)
         contract = (tables.folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8")
         files.write_text(folder / "contract.yaml", contract)
@@ -435,41 +476,62 @@ def _write(
     return final
 
 
-def _write_split(
-    folder: Path, rows: pl.DataFrame, split: str, text: Path, known: texts.Names, table: str
-) -> list[tuple[dict[str, Any], pl.DataFrame]]:
-    """The files of one split, each told of and its rows without their texts, see `_read_back`.
+class Written(NamedTuple):
+    """A data file as it lies on disk, validated.
 
-    Texts are fetched for a few files at a time, so memory does not grow with the table.
+    Attributes:
+        told: what the manifest tells of it.
+        thin: its rows without their texts.
+        first: those of its rows, whole, that the report may show.
     """
-    count = max(1, -(-rows.height // ROWS_PER_FILE))
-    size = -(-rows.height // count)
-    found = []
+
+    told: dict[str, Any]
+    thin: pl.DataFrame
+    first: pl.DataFrame
+
+
+def _parts(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """The rows of each data file and its name: each split in as many files, of about one size, as it needs."""
+    for split in _splits(rows):
+        held = rows.filter(pl.col("split") == split)
+        count = -(-held.height // ROWS_PER_FILE)
+        for k, part in enumerate(held.iter_slices(-(-held.height // count))):
+            yield f"{split}-{k:05d}-of-{count:05d}.parquet", part
+
+
+def _write_data(
+    folder: Path, parts: Iterable[tuple[str, pl.DataFrame]], text: Path, known: texts.Names, table: str
+) -> list[Written]:
+    """Write the data files and read them back.
+
+    Texts are fetched for a few files at a time, so memory does not grow with the table; not for each file or split,
+    as most of a fetch is the reading of all chunks.
+    """
+    rest, found = iter(parts), []
     with ThreadPoolExecutor(WORKERS) as pool:  # compression leaves the interpreter, and most of the time, to others
-        for first in range(0, count, FILES_AT_ONCE):
-            few = rows.slice(first * size, FILES_AT_ONCE * size)
-            sides = [key for key in ("chosen_row", "rejected_row", "completion_row") if key in few.columns]
+        while few := list(islice(rest, FILES_AT_ONCE)):
+            wanted = pl.concat(rows.select(*KEYS_OF_TEXTS[table], "prompt_row") for _, rows in few)
             held = {
-                "prompt": texts.prompt_texts(text, few["prompt_row"]),
-                "completion": texts.completion_texts(text, pl.concat(few[key] for key in sides)),
+                "prompt": texts.prompt_texts(text, wanted["prompt_row"]),
+                "completion": texts.completion_texts(text, pl.concat(wanted[key] for key in KEYS_OF_TEXTS[table])),
             }
 
-            def write(numbered: tuple[int, pl.DataFrame], held: dict[str, pl.DataFrame] = held) -> Any:
-                path = folder / f"{split}-{numbered[0]:05d}-of-{count:05d}.parquet"
-                tables.write_unchecked(_with_texts(numbered[1], known, table, held), path, table)
-                return _read_back(path, table)
+            def write(part: tuple[str, pl.DataFrame], held: dict[str, pl.DataFrame] = held) -> Written:
+                tables.write_unchecked(_with_texts(part[1], known, table, held), folder / part[0], table)
+                return _read_back(folder / part[0], table)
 
-            found += pool.map(write, enumerate(few.iter_slices(max(1, size)), start=first))
+            found += pool.map(write, few)
     return found
 
 
-def _read_back(file: Path, table: str) -> tuple[dict[str, Any], pl.DataFrame]:
-    """What lies on disk, validated: the file as the manifest tells of it, and its rows without their texts."""
-    from rlhf_data.report import narrow
+def _read_back(file: Path, table: str) -> Written:
+    """What lies on disk, validated."""
+    from rlhf_data.report import narrow, shown_first
 
-    thin = []
+    thin, first = [], []
     for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True):
         thin.append(narrow(tables.validate(part, table, unique=False).lazy(), table).collect())
+        first.append(shown_first(part, table))
     rows = pl.concat(thin)
     told = {"path": f"data/{file.name}", "rows": rows.height, "bytes": file.stat().st_size}
-    return {**told, "digest": files.digest(file)}, rows
+    return Written({**told, "digest": files.digest(file)}, rows, pl.concat(first))

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
 
 __all__ = [
-    "ContractError", "columns", "conform", "contract", "empty", "folder", "optional_columns", "parse_contract", "read",
-    "scan", "validate", "write", "write_stream", "write_unchecked",
+    "ContractError", "columns", "conform", "contract", "empty", "folder", "kept_columns", "optional_columns",
+    "parse_contract", "read", "scan", "validate", "write", "write_stream", "write_unchecked",
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
 VALIDATED = 250_000  # rows that are validated at once: memory does not grow with the table
 NAMES = (
     "prompts", "completions", "observed", "refused", "prompt_index", "completion_index", "judgments", "rated",
-    "compared", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",
+    "compared", "kept", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",
 )  # fmt: skip
 
 # The narrow tables between `shape` and `publish`: the published ones with row numbers in place of ids and texts.
@@ -47,8 +47,10 @@ NARROW: dict[str, dict[str, pl.DataType]] = {
 }  # fmt: skip
 PUBLISHED_ONLY = {
     "prompt_id", "prompt", "pair_id", "chosen_id", "rejected_id", "chosen", "rejected", "completion_id", "completion",
-    "model", "mismatched_id", "raw_ref",
+    "model", "mismatched_id", "raw_ref", "^kept_.*$",
 }  # fmt: skip
+PUBLISHED = ("paired", "unpaired")
+KEPT = "kept_"  # before the names of raw columns that are carried through: no column of ours begins so
 FEW = ("source", "category", "split")  # text columns with few values: numbers inside, text when published
 
 # The types that contracts use, as they are written there.
@@ -144,7 +146,13 @@ def optional_columns(name: str) -> dict[str, pl.DataType]:
 
 def columns_in(frame: pl.DataFrame, name: str) -> dict[str, pl.DataType]:
     """The columns that a table always has and, of the others, those of `frame`, in the contract's order."""
-    return {c: dtype for c, (dtype, always) in _written(name).items() if always or c in frame.columns}
+    there = {c: dtype for c, (dtype, always) in _written(name).items() if always or c in frame.columns}
+    return there | kept_columns(frame.columns, name)
+
+
+def kept_columns(names: Iterable[str], name: str) -> dict[str, pl.DataType]:
+    """Those of some columns that a published table has because a spec's `keep_columns` names them, and their type."""
+    return {c: pl.String() for c in sorted(names) if c.startswith(KEPT)} if name in PUBLISHED else {}
 
 
 @cache
@@ -152,7 +160,8 @@ def _written(name: str) -> dict[str, tuple[pl.DataType, bool]]:
     """Each column's type, and whether it is always there (pandera is slow to load: read without)."""
     table = name.removesuffix("_rows")
     written = _yaml().load((folder("schemas") / f"{table}.yaml").read_text(encoding="utf-8"))["columns"]
-    found = {column: (DTYPES[c["dtype"]], c.get("required", True)) for column, c in written.items()}
+    plain = {column: c for column, c in written.items() if not c.get("regex")}
+    found = {column: (DTYPES[c["dtype"]], c.get("required", True)) for column, c in plain.items()}
     if name not in NARROW:
         return found
     shared = {
@@ -227,7 +236,7 @@ def write(frame: pl.DataFrame, path: Path, name: str, *, published: bool = False
         frame: the table; absent nullable columns are added.
         path: a .parquet file; its folder exists.
         name: whose contract it keeps.
-        published: compress for keeping (zstd-3) and not for speed (zstd-1).
+        published: compress for keeping (zstd-2) and not for speed (zstd-1).
     """
     checked = validate(conform(frame, name), name)
     return _write(checked, path, name, published=published)
@@ -303,7 +312,7 @@ def scan(path: Path | list[Path], name: str) -> pl.LazyFrame:
             f"{name}: cannot read a table in {place}: remove that folder and run again ({error})"
         ) from None
     further = optional_columns(name)
-    wanted = {**columns(name), **{c: further[c] for c in found if c in further}}
+    wanted = {**columns(name), **{c: further[c] for c in found if c in further}, **kept_columns(found, name)}
     if found != wanted:
         wrong = [c for c in wanted.keys() | found.keys() if wanted.get(c) != found.get(c)]
         raise ContractError(f"{name}: {path} has other columns or types than its contract: {', '.join(sorted(wrong))}")
@@ -315,7 +324,7 @@ def _write(frame: pl.DataFrame, path: Path, name: str, *, published: bool) -> Pa
         frame.write_parquet(
             temporary,
             compression="zstd",
-            compression_level=3 if published else 1,
+            compression_level=2 if published else 1,
             row_group_size=ROW_GROUP,
             metadata={"rlhf_data.table": name},
         )

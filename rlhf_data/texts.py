@@ -1,8 +1,9 @@
 """Texts stay in the chunks in which they were read; every other table names them by row number.
 
 A chunk is a folder of the workspace, named by the content it was made from: prompts, completions, observed and refused
-of one piece of a raw file. The three tables of a *text folder* (prompts, completions, judgments by row number, and
-chunks.json, the chunks they point into) are what the data steps hand on; nothing but ids and numbers is in them.
+of one piece of a raw file, and kept where the spec keeps raw columns. The three tables of a *text folder* (prompts,
+completions, judgments by row number, and chunks.json, the chunks they point into) are what the data steps hand on;
+nothing but ids and numbers is in them.
 """
 
 import json

@@ -8,6 +8,7 @@ from rlhf_data.inspect.diff import KINDS
 from rlhf_data.report.diff import across
 from rlhf_data.report.display import clean, figure, label, model_name, plural, size, when
 from rlhf_data.snapshot import TEXTS
+from rlhf_data.tables import KEPT
 
 BRIEF = (
     "pair_id",
@@ -216,6 +217,8 @@ def explain(found: dict[str, Any]) -> list[str]:
         lines += [f"  {name:<11} {text(row[name], 400)}" for name in TEXTS if row.get(name) is not None]
         if row.get("model"):
             lines.append(f"  {'model':<11} {row['model']}")
+        kept = {name: value for name, value in row.items() if name.startswith(KEPT) and value is not None}
+        lines += [f"  {name:<11} {text(value, 400)}" for name, value in kept.items()]
     elif rows:
         columns = [c for c in BRIEF if c in rows[0]]
         many = f"more than {len(rows) - 1}" if len(rows) > 20 else str(len(rows))

@@ -20,7 +20,15 @@ def narrow(rows: pl.LazyFrame, table: str) -> pl.LazyFrame:
     turns = pl.col("prompt").list.len().alias("turns")
     return rows.select(
         pl.exclude(
-            "prompt", "raw_ref", "pair_id", "chosen_id", "rejected_id", "completion_id", "^.*_token_logps$", *texts
+            "prompt",
+            "raw_ref",
+            "pair_id",
+            "chosen_id",
+            "rejected_id",
+            "completion_id",
+            "^.*_token_logps$",
+            "^kept_.*$",
+            *texts,
         ),
         turns,
         *lengths,
@@ -39,8 +47,10 @@ def by_split(rows: pl.DataFrame) -> Facts:
     if rows.is_empty():
         return None
     lines = {line["name"]: line for line in groups(rows, "split", {"prompts": pl.col("prompt_id").n_unique()})}
-    seen = rows.select("prompt_id", "split").unique()
-    leaks = seen.filter(pl.col("prompt_id").is_duplicated())["prompt_id"].n_unique()
+    leaks = 0
+    if sum(line["prompts"] for line in lines.values()) > rows["prompt_id"].n_unique():
+        seen = rows.select("prompt_id", "split").unique()
+        leaks = seen.filter(pl.col("prompt_id").is_duplicated())["prompt_id"].n_unique()
     return {"lines": [lines[s] for s in SPLITS if s in lines], "leaks": leaks}
 
 
@@ -220,6 +230,14 @@ def examples(rows: pl.LazyFrame, table: str) -> Facts:
         line["turns_left"] = max(0, len(prompt) - 6)
         line["turns"] = [*prompt[:1], *prompt[-5:]] if len(prompt) > 6 else prompt
     return {"lines": lines, "n": len(lines)}
+
+
+def shown_first(rows: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Those rows of a part of a table that may be among the `examples` of the whole, copied out of the part."""
+    key = "pair_id" if table == "paired" else "completion_id"
+    first = rows.group_by("source").agg(pl.col(key).bottom_k(EXAMPLES)).explode(key, empty_as_null=False)
+    taken = rows.filter(pl.col(key).is_in(first[key].implode()))
+    return pl.DataFrame(taken.to_dicts(), schema=rows.schema)  # a filtered frame would keep all texts in memory
 
 
 def _group_figures(rows: pl.DataFrame) -> dict[str, pl.Expr]:

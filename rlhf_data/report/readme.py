@@ -70,7 +70,7 @@ def card(manifest: dict[str, Any]) -> str:
             license=_license(m),
             licenses=declared,
             size=next((words for most, words in SIZES.items() if n < most), "n>10M"),
-            columns=columns(m["table"], (m["score"] or {}).get("columns", ())),
+            columns=columns(m["table"], (m["score"] or {}).get("columns", ()), m.get("kept") or ()),
             scored=bool(m["score"]),
             accounting=[
                 {
@@ -84,10 +84,10 @@ def card(manifest: dict[str, Any]) -> str:
     return text.rstrip() + "\n"
 
 
-def columns(table: str, further: Collection[str] = ()) -> list[dict[str, Any]]:
+def columns(table: str, further: Collection[str] = (), kept: Collection[str] = ()) -> list[dict[str, Any]]:
     """Name, type in words, whether it may be null, and the contract's description of each column of a table.
 
-    `further` names the optional ones that it has.
+    `further` names the optional ones that it has, `kept` those that its spec's `keep_columns` adds.
     """
     optional = {name: dtype for name, dtype in tables.optional_columns(table).items() if name in further}
     contract, types = tables.contract(table), tables.columns(table) | optional
@@ -99,7 +99,7 @@ def columns(table: str, further: Collection[str] = ()) -> list[dict[str, Any]]:
             "about": contract.columns[name].description or WORDS.get(name, ""),
         }
         for name, dtype in types.items()
-    ]
+    ] + [{"name": name, "type": "string", "nullable": True, "about": "a raw column, kept"} for name in kept]
 
 
 def _license(m: dict[str, Any]) -> str:

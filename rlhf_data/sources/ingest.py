@@ -19,6 +19,7 @@ from rlhf_data import sources, tables, texts
 from rlhf_data.accounting import Count, summed
 from rlhf_data.ids import completion_ids, content_id, prompt_ids, split_keys
 from rlhf_data.sources import readers
+from rlhf_data.sources.kept import kept
 from rlhf_data.sources.mapping import ROLES
 from rlhf_data.sources.observations import REASON
 from rlhf_data.sources.parts import Part, adapted, mapped, queried
@@ -35,6 +36,7 @@ class Settled(NamedTuple):
 
     rows: pl.DataFrame
     refused: pl.DataFrame
+    kept: pl.DataFrame
     records: Count
     observations: Count
 
@@ -63,6 +65,7 @@ def ingest(
     format: str | None = None,
     hf: str | None = None,
     category: str | None = None,
+    keep_columns: Sequence[str] | None = None,
     limit: int | None = None,
 ) -> list[Count]:
     """Read a source into chunks, and write into `out` which ones they are and what was refused.
@@ -84,6 +87,7 @@ def ingest(
         format: the files' format, where their names do not say it.
         hf: a data set for `datasets`, in place of files.
         category: the category of rows that have none of their own.
+        keep_columns: raw columns of the main table whose values are kept, see `kept`.
         limit: read only the first records of each file of the main table.
 
     Returns:
@@ -107,14 +111,14 @@ def ingest(
                 "no files; a source needs files or a data set of `datasets`" if hf is None else f"{hf}: and files"
             )
         way = partial(_read_by, adapter, options, columns, sql)
-        asked = repr((version, adapter, options, columns, sql, format, reading, category, limit))
+        asked = repr((version, adapter, options, columns, sql, format, reading, category, keep_columns, limit))
         known = digests or {name: [disk.digest(Path(path)) for path in paths] for name, paths in files.items()}
         names = ROLES if adapter is None and columns is None else ()
         jobs = _jobs(
             files, known, chunks, hf, format, limit, reading, main, way, asked, whole=sql is not None, names=names
         )
         check = partial(_check_unchanged, files, stamps or {})
-        made = _made(jobs, chunks, source, category, check)
+        made = _made(jobs, chunks, partial(_settle, source=source, keep=keep_columns or ()), source, category, check)
         check()
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -211,14 +215,19 @@ def _removed(path: str) -> Iterable[Part]:
 
 
 def _made(
-    jobs: Iterator[Job], chunks: Path, source: str, category: str | None, check: Callable[[], None]
+    jobs: Iterator[Job],
+    chunks: Path,
+    settle: Callable[[Part], Settled],
+    source: str,
+    category: str | None,
+    check: Callable[[], None],
 ) -> list[tuple[Chunk, tuple[Count, Count]]]:
     """The chunk of each job, in the jobs' order, and its counts; what was made before is taken as it is."""
     done: list[tuple[str, Path]] = []
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting = []
         for job in jobs:
-            waiting.append((job.file, pool.submit(_make, job, chunks, source, category, check)))
+            waiting.append((job.file, pool.submit(_make, job, chunks, settle, category, check)))
             while len(waiting) > WORKERS:  # pieces of a file are held only as they are read
                 file, future = waiting.pop(0)
                 done.append((file, future.result()))
@@ -232,12 +241,14 @@ def _made(
     return made
 
 
-def _make(job: Job, chunks: Path, source: str, category: str | None, check: Callable[[], None]) -> Path:
+def _make(
+    job: Job, chunks: Path, settle: Callable[[Part], Settled], category: str | None, check: Callable[[], None]
+) -> Path:
     """The folder of one chunk; made now, unless it is there. `check` raises where it was read from another file."""
     folder = chunks / job.key
     if texts.whole(folder):
         return folder
-    settled = [_settle(part, source) for part in job.read()]
+    settled = [settle(part) for part in job.read()]
     check()
     rows = pl.concat([part.rows for part in settled]).with_columns(pl.col("category").fill_null(pl.lit(category)))
     refused = pl.concat([part.refused for part in settled])
@@ -245,6 +256,8 @@ def _make(job: Job, chunks: Path, source: str, category: str | None, check: Call
         shutil.rmtree(folder)
     with disk.whole_folder(folder) as out:
         _write(out, rows, refused)
+        if (values := pl.concat(part.kept for part in settled)).height:
+            tables.write(values, out / "kept.parquet", "kept")
         counts = _totals([(part.records, part.observations) for part in settled])
         records = sum(part.records.rows_in for part in settled)
         texts.finish(out, {"records": records, "counts": [count.as_dict() for count in counts]})
@@ -281,10 +294,11 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
 
 
-def _settle(part: Part, source: str) -> Settled:
+def _settle(part: Part, source: str, keep: Sequence[str] = ()) -> Settled:
     """Refuse what no later step could use, and account for every record.
 
     Raises:
+        ValueError: a column that is to be kept is not there.
         RuntimeError: a record is in none of rows, rejects and skipped.
     """
     read = part.read
@@ -309,7 +323,8 @@ def _settle(part: Part, source: str) -> Settled:
     quarantined = Counter(damaged["code"]) + Counter(refused["code"])
     height_in = rows.height + damaged.height + left_out.height
     judged = Count(step, "observations", height_in, good.height, {}, quarantined, Counter(left_out["code"]))
-    return Settled(_located(good, part.raws), _refused(rejects, part.raws), records, judged)
+    values = kept(part.raws if part.whole else (), keep)  # other parts are of tables that give no observations
+    return Settled(_located(good, part.raws), _refused(rejects, part.raws), values, records, judged)
 
 
 def _fates(good: pl.DataFrame, rejects: pl.DataFrame, skipped: pl.DataFrame) -> pl.DataFrame:

@@ -49,6 +49,7 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
     names = set(known)
     for name, source in spec.sources.items():
         yield from _source(("sources", name), source)
+        yield from _kept(("sources", name, "keep_columns"), source, spec)
     for k, operation in enumerate(spec.clean):
         yield from _clean(("clean", k), operation)
     if spec.weigh.weight.row is not None:
@@ -276,6 +277,23 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
                 f"(the file has {', '.join(first) or 'no columns: no record of it is a JSON object'})"
             ),
         )
+
+
+def _kept(path: Path, source: Source, spec: Spec) -> Iterator[Found]:
+    """Raw columns that are to be kept and are not there, are named twice, or would undo a masking."""
+    names = source.keep_columns or []
+    for k, name in enumerate(names):
+        if name.removeprefix(tables.KEPT) in [other.removeprefix(tables.KEPT) for other in names[:k]]:
+            yield (*path, k), f"{name!r} is named twice; leave one out"
+    if names and any(operation.op == "pii" and operation.do == "mask" for operation in spec.clean):
+        yield path, "op pii masks texts only, so raw columns would be published unmasked; leave one of the two out"
+    if source.path is None:  # the columns of a snapshot or a hub's data set are known once they are read
+        return
+    with suppress(ValueError):  # which `_source` tells of
+        first = next(iter(_peek(source).values()))
+        for k, name in enumerate(names):
+            if first and name not in first:
+                yield (*path, k), f"the file has no column {name!r}; {did_you_mean(name, first)}"
 
 
 def _generated(path: Path, source: Source) -> Iterator[Found]:

@@ -24,13 +24,6 @@ def _refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError("spec", "{message}", {"message": message})
 
 
-def _later(value: Any) -> Any:
-    raise _refuse("not supported yet; leave it out")
-
-
-Later = Annotated[Any, BeforeValidator(_later)]
-
-
 def one_of(*known: str, later: tuple[str, ...] = ()) -> Callable[[str], str]:
     """A validator for a word that must be one of `known`; the words of `later` are refused by name."""
 
@@ -135,7 +128,9 @@ class Source(Section):
     format: Annotated[str, AfterValidator(one_of("jsonl", "json", "csv", "tsv", "parquet", "xlsx"))] | None = None
     license: str | None = None
     category: str | None = Field(default=None, description="the category of every row that has none")
-    keep_columns: Later = None
+    keep_columns: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="raw columns that the published rows have too, as kept_NAME"
+    )
 
     @model_validator(mode="after")
     def _one_place_one_reading(self) -> "Source":
@@ -148,6 +143,8 @@ class Source(Section):
         ours = [k for k in ("adapter", "columns", "sql", "format") if getattr(self, k) is not None]
         if places[0] in ("snapshot", "generate") and ours:
             raise _refuse(f"{ours[0]} says how a file is read, and a {places[0]} needs none; leave it out")
+        if self.generate is not None and self.keep_columns:
+            raise _refuse("keep_columns names columns of raw records, and generate has none; leave it out")
         if self.generate is not None and self.options:
             raise _refuse("options are an adapter's; what generate takes stands in generate")
         if len(readings) > 1:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from rlhf_data import engine
-from rlhf_data.plan import Workspace, plan
+from rlhf_data.plan import Workspace, in_use, plan
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec import read
 from tests.flows.conftest import write_spec
@@ -24,6 +24,7 @@ class Run(NamedTuple):
     spec: Path
     state: Any
     snapshot: Path
+    held: list[bool]  # for each step: whether the workspace was in use while it ran
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,21 @@ def run(build, tmp_path_factory) -> Run:
     """One run of the flow, which most tests look at."""
     folder = tmp_path_factory.mktemp("flow")
     spec = write_spec(folder)
-    state = build(str(spec), str(folder / "work"), return_state=True)
-    return Run(folder, spec, state, Path(state.result()))
+    held: list[bool] = []
+    original = engine.run_step
+
+    def run_step(*arguments, **options):
+        try:
+            with in_use(Workspace(folder / "work"), alone=True):
+                held.append(False)
+        except ValueError:
+            held.append(True)
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "run_step", run_step)
+        state = build(str(spec), str(folder / "work"), return_state=True)
+    return Run(folder, spec, state, Path(state.result()), held)
 
 
 def test_the_flow_publishes_the_snapshot_that_the_engine_publishes(run, tmp_path):
@@ -41,6 +55,12 @@ def test_the_flow_publishes_the_snapshot_that_the_engine_publishes(run, tmp_path
     by_flow = Snapshot(run.snapshot)
     assert by_flow.manifest["content_hash"] == by_engine.manifest["content_hash"]
     assert by_flow.manifest["accounting"] == by_engine.manifest["accounting"]
+
+
+def test_no_step_of_the_flow_runs_while_another_process_could_remove_what_it_reads(run):
+    assert run.held == [True] * 8
+    with in_use(Workspace(run.folder / "work"), alone=True):  # and afterwards another may
+        pass
 
 
 def test_the_next_plan_finds_everything_cached(run):

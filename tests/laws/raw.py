@@ -21,9 +21,11 @@ from tests.laws.oracle import Observation
 CASES = int(os.environ.get("RLHF_DATA_LAWS", "50"))
 _patient = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 laws = settings(deadline=None, max_examples=CASES, suppress_health_check=_patient)
-# Of laws that read files or start from them a case takes a quarter of a second.
-laws_of_files = settings(laws, max_examples=max(1, CASES // 5))
-few_builds = settings(laws, max_examples=max(2, CASES // 25))  # a build takes a second or two
+# Reading files takes a quarter of a second and a build a second or two, however little they hold: so each holds several
+# worlds, which have no prompt in common, and every law is tried on CASES of them.
+IN_FILES, IN_A_BUILD = 10, 25
+laws_of_files = settings(laws, max_examples=max(1, CASES // IN_FILES))
+few_builds = settings(laws, max_examples=max(2, CASES // IN_A_BUILD))
 
 SOURCES = ("s", "t", "u")
 PROMPTS = ("q", "Q", " q\n", "ｑ", "why?", "why ?", "é", "é", "质量 为何?", "0")
@@ -95,6 +97,17 @@ def observations(
             elif what == 3 and row["kind"] == "comparison":
                 row["value"] = Fraction(3, 2)
     return _placed(said, SOURCES)
+
+
+@st.composite
+def worlds(draw: st.DrawFn, n: int, **how: Any) -> list[Observation]:
+    """`observations` of several worlds in the same files: a world's prompts begin with its number."""
+    found = [
+        replace(one, prompt=f"{k} {one.prompt}" if one.prompt.strip() else one.prompt)
+        for k in range(n)
+        for one in draw(observations(**how))
+    ]
+    return replaced(sorted(found, key=lambda one: (SOURCES.index(one.source), KINDS.index(one.kind))))
 
 
 def replaced(seen: Iterable[Observation]) -> list[Observation]:

@@ -14,8 +14,8 @@ from tests.laws.raw import laws_of_files
 from tests.laws.way import Folder
 
 KEYS = (("completion",), ("prompt",), ("prompt", "completion"))
-CONDITIONS = ("length(completion) > 1", "prompt = 'q'", "source <> 's'", "category = 'c'", "turns = 1")
-some = raw.observations(fewest=1)
+CONDITIONS = ("length(completion) > 1", "prompt LIKE '%q'", "source <> 's'", "category = 'c'", "turns = 1")
+some = raw.worlds(raw.IN_FILES, fewest=1)
 
 
 def left(way):

@@ -27,7 +27,6 @@ publish: {to: snapshots/demo}
 """
 SCORE, TRAIN = "score: {model: model}\n", "train: {rule: dpo, model: model}\n"
 SCORED = BASE.replace("expect:", SCORE + "expect:") + TRAIN  # score in line 12, train in line 15
-LATER = "not supported yet"
 
 
 def case(name, old, new, line, message, base=BASE):
@@ -135,7 +134,9 @@ WRONG = [
     source("a snapshot of nobody", "{snapshot: other}", ".snapshot: no spec named 'other' here and no snapshot of it"),
     source("a policy without prompts", "{generate: {policy: model}}", ".generate.prompts: missing"),
     source("a file and a snapshot", "{path: raw/r.jsonl, snapshot: other}", ": needs exactly one of path, hf, snapshot and generate; it has path and snapshot"),
-    source("columns to keep", "{path: raw/r.jsonl, keep_columns: [x]}", f".keep_columns: {LATER}"),
+    source("a column to keep that is not there", "{path: raw/r.jsonl, keep_columns: [promt]}", ".keep_columns[0]: the file has no column 'promt'; did you mean 'prompt'?"),
+    source("a column kept twice", "{path: raw/r.jsonl, keep_columns: [rating, rating]}", ".keep_columns[1]: 'rating' is named twice"),
+    source("columns to keep of a policy", "{generate: {policy: model, prompts: {snapshot: other}}, keep_columns: [x]}", ": keep_columns names columns of raw records, and generate has none"),
     case("no reward model", "by: rating, scale: [1, 5]", "by: reward_model", 8, "rate: by: reward_model and reward_model: {run: NAME} belong together"),
     case("a reward model alone", "by: rating, scale: [1, 5]", "reward_model: model", 8, "rate: by: reward_model and reward_model: {run: NAME} belong together"),
     case("a reward model that is not there", "by: rating, scale: [1, 5]", "by: reward_model, reward_model: ./nope", 8, "rate.reward_model: no folder ./nope"),
