@@ -342,7 +342,12 @@ def evaluate(
         return None
     from rlhf_data.training import compare
 
+    judge = spec.evaluate.reward_model and resolve_model(spec.evaluate.reward_model, workspace, limit)
     settings = spec.evaluate.model_dump() | {"code": _evaluation_code(spec.evaluate.verifier)}
+    if judge:
+        from rlhf_data.scoring.identity import content_hash
+
+        settings["reward_model"] = content_hash(judge, workspace.root)
     done = run / "evaluation.json"
     if done.is_file() and (result := json.loads(done.read_text()))["settings"] == settings:
         return result
@@ -351,7 +356,7 @@ def evaluate(
         current_snapshot(spec, workspace, limit).path,
         before=arguments["model"],
         after={"path": str(run / "model")},
-        **spec.evaluate.model_dump(),
+        **spec.evaluate.model_dump() | {"reward_model": judge},
         **{key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")},
         seed=spec.seed,
         cache=workspace.root,

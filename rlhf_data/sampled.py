@@ -12,8 +12,8 @@ from rlhf_data import ids, tables
 from rlhf_data.accounting import Count
 from rlhf_data.sources.ingest import ingest
 
-# (prompts.parquet) → the Parquet file of samples, in a folder of its own. Prompts are prompt_id, prompt, category; samples are these, sample
-# (from 0), completion, n_tokens, finished.
+# (prompts.parquet) → the Parquet file of samples, in a folder of its own. Prompts are prompt_id, prompt, category;
+# samples are these, sample (from 0), completion, n_tokens, finished.
 Generator = Callable[[Path], Path]
 
 

@@ -178,7 +178,7 @@ def _samples(workspace: Workspace, going: set[Path], least: float) -> list[tuple
 
 
 def _claims(workspace: Workspace) -> list[tuple[str, Path, str]]:
-    """Who took which part of a request to score: of jobs that have ended, however they did. A live one renews its claim."""
+    """Who took which part of a request to score, of jobs that have ended somehow: a live one renews its claims."""
     return [
         ("claims", path, "of a job that is over; what it scored is in the store")
         for path in sorted((workspace.scores / "claims").glob("[!.]*"))

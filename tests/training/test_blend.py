@@ -160,7 +160,7 @@ def test_a_step_of_a_part_is_the_same_whichever_was_asked_before():
 def test_a_part_with_too_few_rows_of_a_class_is_refused_by_its_name(paired, reference, tmp_path):
     rows = [row | {"label": i == 0} for i, row in enumerate(completions())]
     few = unpaired_snapshot(tmp_path / "data", rows, reference)
-    with pytest.raises(ValueError, match="blend few: .*desirable"):
+    with pytest.raises(ValueError, match=r"blend few: .*desirable"):
         fit(
             paired,
             tmp_path / "run",
