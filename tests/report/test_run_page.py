@@ -53,6 +53,20 @@ def test_a_measure_has_a_line_overall_and_one_per_group():
     assert found.low < 0.4 and found.high > 0.8
 
 
+def test_the_scale_of_a_share_ends_where_shares_end():
+    shares = {
+        "measures": [
+            {
+                "name": "accuracy",
+                "share": True,
+                "lines": [{"group": None, "n": 9, "after": {"value": 1.0, "low": 0.4, "high": 1.0}}],
+            }
+        ]
+    }
+    (found,) = measures(shares)
+    assert (found.low, found.high) == (0.4 - 0.05 * 0.6, 1.0)
+
+
 def test_the_terminal_shows_the_same_figures():
     lines = text_lines(evaluated(0.5, 0.7, group="math"))
     assert any(line.startswith("all (50)") and "0.500 [0.400, 0.600]" in line and "+0.200" in line for line in lines)
