@@ -132,7 +132,9 @@ def compare(
     if scored and (verifier is not None or reward_model is not None):
         raise ValueError("a reward model writes no answers to grade: leave verifier and reward_model out")
     rate = None if verifier is None else find_verifier(verifier)
-    judge = reward_model and open_judge(reward_model, dtype=dtype, token_budget=token_budget, cache=cache)
+    judge = None
+    if reward_model is not None:
+        judge = open_judge(reward_model, dtype=dtype, token_budget=token_budget, cache=cache)
     numeric = {"dtype": dtype, "cache": cache}
     measures: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
@@ -171,17 +173,17 @@ def compare(
         texts = [row["prompt"] for row in asked]
         written = [answers(model, texts, **settings, **numeric) for model in (before, after)]
         if judge:
-            *rewards, kept, unread = judged_by_both(judge, texts, *written)
+            one, other, kept, unread = judged_by_both(judge, texts, written[0], written[1])
             left_out |= {f"reward_model.{code}": n for code, n in unread.items()}
             if len(kept):
                 read = [asked[k] for k in kept]
-                measures += _answer_measures(*rewards, read, by, "reward model", "the reward model", seed)
-                first, second = ([side[k] for k in kept] for side in written)
-                shown = _shown(read, first, second, *rewards)
+                measures += _answer_measures(one, other, read, by, "reward model", "the reward model", seed)
+                kept_texts = [[side[k] for k in kept] for side in written]
+                shown = _shown(read, kept_texts[0], kept_texts[1], one, other)
         if rate and verifier:
-            rewards = [verified(rate, texts, side) for side in written]
-            measures += _answer_measures(*rewards, asked, by, "verifier", verifier, seed)
-            shown = _shown(asked, *written, *rewards)
+            one, other = (verified(rate, texts, side) for side in written)
+            measures += _answer_measures(one, other, asked, by, "verifier", verifier, seed)
+            shown = _shown(asked, written[0], written[1], one, other)
     found = {"split": split, "by": by, "measures": measures, "left_out": left_out}
     return found | {"samples": shown, "calibration": calibration}
 
