@@ -29,6 +29,7 @@ from rlhf_data.plan import (
     plan,
     remember,
     resolve_model,
+    resolve_snapshot,
     written_by,
 )
 from rlhf_data.spec.sections import Spec
@@ -261,19 +262,16 @@ def train_arguments(spec: Spec, workspace: Workspace, limit: int | None = None) 
 def _blend(spec: Spec, workspace: Workspace, limit: int | None) -> list[dict[str, Any]]:
     """The further tables of a run, each with the folder of its snapshot; those that count nothing are left out."""
     assert spec.train is not None
-    parts = []
-    for part in spec.train.blend or ():
-        if part.coefficient == 0:
-            continue
-        folder = workspace.snapshot_of(part.snapshot, limit)
-        if folder is None:
-            raise ValueError(
-                f"no snapshot of {part.snapshot!r} was built in {workspace.root}: build that spec first, or the folder "
-                "of both"
-            )
-        said = part.model_dump(include={"rule", "coefficient", "batch_size"})
-        parts.append({**said, "snapshot": folder, "name": part.name or part.snapshot, "parameters": part.parameters})
-    return parts
+    return [
+        {
+            **part.model_dump(include={"rule", "coefficient", "batch_size"}),
+            "snapshot": resolve_snapshot(part.snapshot, workspace, limit).path,
+            "name": part.name or part.snapshot,
+            "parameters": part.parameters,
+        }
+        for part in spec.train.blend or ()
+        if part.coefficient
+    ]
 
 
 def run_id(spec: Spec, data: snapshot.Snapshot, workspace: Workspace, limit: int | None = None) -> str:
@@ -344,7 +342,12 @@ def evaluate(
         return None
     from rlhf_data.training import compare
 
+    judge = spec.evaluate.reward_model and resolve_model(spec.evaluate.reward_model, workspace, limit)
     settings = spec.evaluate.model_dump() | {"code": _evaluation_code(spec.evaluate.verifier)}
+    if judge:
+        from rlhf_data.scoring.identity import content_hash
+
+        settings["reward_model"] = content_hash(judge, workspace.root)
     done = run / "evaluation.json"
     if done.is_file() and (result := json.loads(done.read_text()))["settings"] == settings:
         return result
@@ -353,7 +356,7 @@ def evaluate(
         current_snapshot(spec, workspace, limit).path,
         before=arguments["model"],
         after={"path": str(run / "model")},
-        **spec.evaluate.model_dump(),
+        **spec.evaluate.model_dump() | {"reward_model": judge},
         **{key: arguments[key] for key in ("template", "max_length", "max_prompt_length", "dtype", "token_budget")},
         seed=spec.seed,
         cache=workspace.root,

@@ -1,5 +1,6 @@
 """The step `read` of a source that a policy writes: prompts of a snapshot, a generator that is handed in, samples."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from rlhf_data import ids, tables
 from rlhf_data.accounting import Count
 from rlhf_data.sources.ingest import ingest
 
-# (prompts.parquet) → the Parquet file of samples. Prompts are prompt_id, prompt, category; samples are these, sample
-# (from 0), completion, n_tokens, finished.
+# (prompts.parquet) → the Parquet file of samples, in a folder of its own. Prompts are prompt_id, prompt, category;
+# samples are these, sample (from 0), completion, n_tokens, finished.
 Generator = Callable[[Path], Path]
 
 
@@ -59,6 +60,7 @@ def read_samples(
         asked = Path(folder) / "prompts.parquet"
         (drawn if limit is None else drawn.head(limit)).write_parquet(asked)
         written = generator(asked)
+    (out / "samples.json").write_text(json.dumps({"samples": written.parent.name}))  # what `gc` must leave
     options = {"model": policy, "unfinished": unfinished}
     reading: dict[str, Any] = {"adapter": "written", "options": options, "version": version, "category": category}
     return ingest(out, chunks=chunks, source=source, files={"raw": [str(written)]}, **reading)

@@ -1,7 +1,9 @@
 """Online rounds: a policy learns from what it writes itself, round by round, and a kill costs nothing."""
 
+import functools
 import importlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from rlhf_data.rounds import round_spec
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec import SpecError, check, read_all
 from rlhf_data.spec.sections import Score
+from rlhf_data.training import trackers
 from tests import tiny_model
 from tests.project import SPEC, ratings
 
@@ -64,6 +67,28 @@ def test_rounds_raise_the_reward_that_they_are_rated_by(online, capsys):
     assert [line["step"] for line in lines] == list(range(1, manifest["steps"] + 1))
     assert [line["round"] for line in lines] == [1] * first["steps"] + [2] * second["steps"]
     assert (run / "report.html").read_text().count("<td") and (run / "model" / "config.json").is_file()
+
+
+def test_a_tracker_hears_a_round_s_steps_before_the_next_round_is_built(online, monkeypatch):
+    heard, before_round, build = [], [], engine.build
+    log = lambda step, values: heard.append((step, values["round"]))  # noqa: E731
+    opens = ("json", "none", lambda *_: trackers.Tracker(log, lambda: None))
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opens)
+    monkeypatch.setattr(trackers, "following", functools.partial(trackers.following, period=0.01))
+
+    def building(*given, **named):
+        time.sleep(0.2)
+        before_round.append(list(heard))
+        return build(*given, **named)
+
+    online.spec(ONLINE.replace("  rounds:", "  track: [tensorboard]\n  rounds:"))
+    assert run_command(["build", "demo.yaml"]) == 0
+    monkeypatch.setattr(engine, "build", building)
+    assert run_command(["train", "demo.yaml"]) == 0
+    (path,) = Path(".rlhf/runs/demo").glob("*/manifest.json")
+    first, second = (one["steps"] for one in json.loads(path.read_text())["rounds"])
+    steps = list(enumerate([1] * first + [2] * second, start=1))
+    assert before_round == [[], steps[:first]] and heard == steps
 
 
 def test_each_round_is_a_snapshot_of_other_prompts_of_the_train_split(online):

@@ -1,6 +1,7 @@
 """Another spec's snapshot, and what a policy writes, as sources."""
 
 import json
+import os
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 from rlhf_data import plan as planning
 from rlhf_data.cli import run_command
 from rlhf_data.ids import content_id
+from rlhf_data.inspect import garbage
 from rlhf_data.plan import Workspace
 from rlhf_data.sampled import draw
 from rlhf_data.snapshot import Snapshot
@@ -156,6 +158,14 @@ def test_what_a_policy_writes_is_rated_and_published_like_any_other_source(writt
     assert set(rows["model"]) == {"model"} and set(rows["category"]) <= {"x", "y"}
     said = made.manifest["sources"]["self"]
     assert said["snapshot"]["id"] == written.snapshot.id and len(said["policy"]["model_hash"]) == 32
+
+
+def test_the_samples_of_the_last_build_are_not_gc_s_to_remove(written):
+    (folder,) = Path(".rlhf/samples").iterdir()
+    for path in [*Path(".rlhf").rglob("*")]:
+        os.utime(path, (0, 0))
+    assert "samples" not in [part["what"] for part in garbage.collect(Workspace(Path(".rlhf")))]
+    assert folder.is_dir()
 
 
 def test_samples_are_not_written_again_until_model_prompts_or_settings_change(written):

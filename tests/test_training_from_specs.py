@@ -119,7 +119,7 @@ def test_a_snapshot_that_was_built_may_be_blended_without_its_spec(inside, capfd
     assert run_command(["check", "specs/adapted.yaml"]) == 0
     assert run_command(["check", "specs/adapted.yaml", "--workspace", "nowhere"]) == 1
     assert "no spec named 'texts' here and no snapshot of it" in capfd.readouterr().err
-    with pytest.raises(ValueError, match="no snapshot of 'texts' was built in nowhere"):
+    with pytest.raises(ValueError, match="no snapshot of 'texts' in nowhere"):
         engine.train_arguments(read(Path("specs/adapted.yaml"))[0], Workspace(Path("nowhere")))
 
 

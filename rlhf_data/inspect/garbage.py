@@ -38,8 +38,8 @@ def collect(
         dry: remove nothing.
 
     Returns:
-        what was removed, or would be: what (snapshot, tokens, step, piece, temporary, scores), path, bytes, why; the
-        largest first.
+        what was removed, or would be: what (snapshot, tokens, step, piece, samples, temporary, claims, scores), path,
+        bytes, why; the largest first.
 
     Raises:
         ValueError: both `keep` and `older_than`; no such workspace; a build is running.
@@ -56,7 +56,9 @@ def collect(
         found = [("snapshot", path, why) for path, why in old]
         found += _tokens(workspace, specs, going)
         found += _temporaries(workspace, specs)
-        found += _steps(workspace, specs, least)
+        found += _claims(workspace)
+        steps = _steps(workspace, specs, least)
+        found += steps + _samples(workspace, {path for _, path, _ in steps}, max(least, DAY))
         found += _scores(workspace, specs, going) if scores else []
         parts = [{"what": what, "path": str(path), "bytes": _size(path), "why": why} for what, path, why in found]
         if not dry:
@@ -97,7 +99,7 @@ def _tokens(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> 
                 found.append(("tokens", path, f"of the snapshot {path.name}, which is gone"))
     there = {path.name for spec in specs.values() for path in versions(spec.versions) if path not in going}
     for path in sorted((workspace.root / "tokens").glob("[!.]*")):
-        if path.name not in there and min(map(_age, [path, *path.glob("*")])) > DAY:
+        if path.name not in there and _newest(path) > DAY:
             found.append(("tokens", path, f"of {path.name}, no snapshot of this workspace, and made again when needed"))
     return found
 
@@ -162,6 +164,31 @@ def _temporaries(workspace: Workspace, specs: dict[str, Known]) -> list[tuple[st
         for left in sorted(folder.glob(".*.tmp"))
         if files.abandoned(left) or _age(left) > DAY
     ]
+
+
+def _samples(workspace: Workspace, going: set[Path], least: float) -> list[tuple[str, Path, str]]:
+    """What policies wrote that no kept step has read: of rounds that are gone, of looks at a model, and unfinished."""
+    told = [path for path in workspace.root.glob("steps/[!.]*/samples.json") if path.parent not in going]
+    read = {(files.read_json(path) or {}).get("samples") for path in told}
+    return [
+        ("samples", path, "that no step has read, and that are written again when needed")
+        for path in sorted(workspace.samples.glob("[!.]*"))
+        if path.name not in read and _newest(path) > least
+    ]
+
+
+def _claims(workspace: Workspace) -> list[tuple[str, Path, str]]:
+    """Who took which part of a request to score, of jobs that have ended somehow: a live one renews its claims."""
+    return [
+        ("claims", path, "of a job that is over; what it scored is in the store")
+        for path in sorted((workspace.scores / "claims").glob("[!.]*"))
+        if _newest(path) > HOUR
+    ]
+
+
+def _newest(folder: Path) -> float:
+    """Seconds since anything in a folder was touched."""
+    return min(map(_age, [folder, *folder.glob("*")]))
 
 
 def _scores(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> list[tuple[str, Path, str]]:

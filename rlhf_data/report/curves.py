@@ -31,7 +31,7 @@ COUNTERS = {
 # Shown first, in this order; each family by any of its names.
 FIRST = (
     ("loss", "train_loss"),
-    ("log_ratio_margin", "reward_margin", "rewards_margin", "margin", "margins"),
+    ("log_ratio_margin", "reward_margin", "rewards_margin", "score_margin", "margin", "margins"),
     ("accuracy", "reward_accuracy", "rewards_accuracy"),
     ("reward",),
     ("chosen_log_ratio", "log_ratio"),

@@ -68,9 +68,15 @@ def label(text: Any, limit: int = 64) -> str:
 
 
 def model_name(reference: Any) -> str:
-    """A model's name from its reference: {path, gguf_file?, revision?}, or a text."""
+    """A model's name from its reference: {path, gguf_file?, revision?}, or a text; of a run's model, the run's.
+
+    >>> model_name({"path": "/data/.rlhf/runs/world-sft/dc4b1eb213ce57f6/model"})
+    'the policy of world-sft (dc4b1eb213ce57f6)'
+    """
     if not isinstance(reference, dict):
         return label(reference, 120)
+    if made := re.search(r"(?:^|/)runs/([^/]+)/([0-9a-f]{16})/model$", str(reference.get("path"))):
+        return label(f"the policy of {made[1]} ({made[2]})", 120)
     parts = [reference.get("path"), reference.get("gguf_file")]
     revision = f" at {reference['revision']}" if reference.get("revision") else ""
     return label("/".join(str(part) for part in parts if part) + revision, 120)

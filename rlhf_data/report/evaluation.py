@@ -75,7 +75,10 @@ def _measure(measure: dict[str, Any]) -> Measure:
     ends = [v for line in lines for e in (line.before, line.after) if e for v in e]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     room = 0.05 * (high - low) or 0.05
-    return Measure(measure["name"], measure["share"], lines, low - room, high + room)
+    low, high = low - room, high + room
+    if measure["share"]:  # no axis goes where no share can be
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Measure(measure["name"], measure["share"], lines, low, high)
 
 
 def _estimate(estimate: dict[str, float] | None) -> Estimate | None:

@@ -13,6 +13,7 @@ SAMPLES = 8
 PLAIN = ("hyperparameters", "parameters", "settings", "config", "train", "options")
 LEFT_OUT = ("about", "last", "rounds")  # the headline, the curves and a table of their own show them
 SHOWN = ("loss", "accuracy", "log_ratio_margin", "reward", "log_ratio", "kl_k3", "w_chosen", "w", "w_ess", "w_zero")
+BLENDED = 6  # curves of a further table
 GROUPS = ("by_source", "by_category")
 LATELY = 10  # a group's figures are means over its last tenth of steps, at least one
 
@@ -49,6 +50,7 @@ def run_page(
             measures=measures(evaluation),
             reliability=picture(evaluation),
             curves=curves(metrics),
+            blended=blended(metrics),
             groups=groups(metrics),
             rounds=manifest.get("rounds") or [],
             settings=settings(manifest),
@@ -56,6 +58,17 @@ def run_page(
             samples_left=max(0, len(samples or []) - SAMPLES),
         )
     )
+
+
+def blended(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves of each further table of a blend: dicts of `name`, `coefficient` and `curves`, of the usual ones."""
+    lines = [line for line in metrics if line.get("blend")]
+    found = []
+    for name in sorted({name for line in lines for name in line["blend"]}):
+        own = [{"step": line.get("step"), **line["blend"][name]} for line in lines if name in line["blend"]]
+        told = [{key: value for key, value in line.items() if key != "coefficient"} for line in own]
+        found.append({"name": name, "coefficient": own[-1].get("coefficient"), "curves": curves(told)[:BLENDED]})
+    return found
 
 
 def groups(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

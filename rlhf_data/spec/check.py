@@ -215,6 +215,8 @@ def _models(spec: Spec) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield ("train", "model"), spec.train.model
         if spec.train.rounds is not None and spec.train.rounds.rate.reward_model is not None:
             yield ("train", "rounds", "rate", "reward_model"), spec.train.rounds.rate.reward_model
+    if spec.evaluate is not None and spec.evaluate.reward_model is not None:
+        yield ("evaluate", "reward_model"), spec.evaluate.reward_model
 
 
 def _source(path: Path, source: Source) -> Iterator[Found]:
@@ -436,8 +438,10 @@ def _train(spec: Spec) -> Iterator[Found]:
     if lacking := [column for column in _stored(train.rule, train) if column not in held]:
         what = f"{name} needs {', '.join(lacking)}, which a snapshot of shape {shape.to} does not hold"
         yield ("train", "rule"), f"{what}; {_instead(lacking)}"
-    if rules.scores(train.rule) and spec.evaluate is not None and spec.evaluate.verifier is not None:
-        yield ("evaluate", "verifier"), "a reward model writes no answers for a verifier to grade; leave it out"
+    if rules.scores(train.rule) and spec.evaluate is not None:
+        for judge in ("verifier", "reward_model"):
+            if getattr(spec.evaluate, judge) is not None:
+                yield ("evaluate", judge), f"a reward model writes no answers for a {judge} to grade; leave it out"
     references = [c for c in _stored(train.rule, train) if c in held]
     yield from _references(spec, name, references)
     if "margin" in rules.columns(train.rule) and shape.pairing == "as_given":

@@ -86,6 +86,8 @@ def runs_wanted(spec: sections.Spec) -> dict[str, Path]:
         models["train", "model"] = spec.train.model
         if spec.train.rounds is not None and spec.train.rounds.rate.reward_model is not None:
             models["train", "rounds", "rate", "reward_model"] = spec.train.rounds.rate.reward_model
+    if spec.evaluate is not None and spec.evaluate.reward_model is not None:
+        models["evaluate", "reward_model"] = spec.evaluate.reward_model
     return {model["run"]: path for path, model in reversed(models.items()) if "run" in model}
 
 

@@ -682,6 +682,7 @@ class Evaluate(Section):
     by: Annotated[str, AfterValidator(one_of("category", "source"))] | None = "category"
     split: Annotated[str, AfterValidator(one_of("test", "validation"))] = "test"
     verifier: Annotated[str, AfterValidator(_function)] | None = None
+    reward_model: ModelReference | None = Field(default=None, description="a trained one, a judge of the same answers")
     samples: Count = Field(1, description="answers generated per prompt")
     prompts: Count | None = Field(default=None, description="at most so many held-out prompts")
     temperature: Annotated[float, Field(ge=0.0)] = 0.0

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_data import rules
 from rlhf_data.files import digest
 from rlhf_data.rules.batch import counted_by
 from rlhf_data.scoring.condition import with_classes
+from rlhf_data.scoring.models import load_tokenizer
 from rlhf_data.scoring.packs import Group
-from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, complete, read_tokens
+from rlhf_data.scoring.tokens import Groups, Ragged, Tokens, complete, folder, read_tokens
 
 _PAIRED = ("pair_id", "prompt_id", "prompt", "chosen", "rejected", "preference", "weight", "source", "category")
 _UNPAIRED = ("completion_id", "prompt", "completion", "weight", "source", "category")
@@ -81,6 +83,52 @@ def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
     names = pq.read_schema(files[0]).names
     columns = names if texts else [name for name in names if name not in _TEXTS]
     return pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in files])
+
+
+def rows_of(
+    snapshot: Path,
+    split: str,
+    rule: rules.Rule,
+    *,
+    filled: Sequence[str],
+    model: dict[str, Any],
+    cache: Path,
+    template: str,
+    max_length: int,
+    max_prompt_length: int,
+    condition: Mapping[str, Any] | None = None,
+) -> Rows:
+    """What a rule trains on of a snapshot's split; token ids are kept with the snapshot, and then no text is read.
+
+    Args:
+        snapshot: its folder.
+        split: whose rows.
+        rule: what reads them.
+        filled: columns that must hold a value in every row.
+        model: reference of the model whose tokenizer it is.
+        cache: folder for digests, and for token ids that cannot stand beside their snapshot.
+        template: see `encode`, and so are the lengths.
+        max_length: see `encode`.
+        max_prompt_length: see `encode`.
+        condition: see `scoring.condition`.
+
+    Raises:
+        ValueError: see `read_split` and `read_rows`.
+    """
+    encoding = {"template": template, "max_length": max_length, "max_prompt_length": max_prompt_length}
+    told = {**encoding, "condition": condition}
+    stored = folder(snapshot, manifest_of(snapshot), split, model=model, cache=cache, **told) / split
+    return read_rows(
+        read_split(snapshot, split, texts=not has_tokens(stored, filled)),
+        load_tokenizer(model, cache=cache),
+        kind=rules.table(rule),
+        filled=filled,
+        soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
+        purpose=rules.label(rule),
+        groups=rules.keeps_groups(rule),
+        stored=stored,
+        **told,
+    )
 
 
 def read_rows(

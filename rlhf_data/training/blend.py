@@ -7,19 +7,17 @@ is normalised by the row weights of its own rows, so a coefficient says what it 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
 from xxhash import xxh3_64_intdigest
 
 from rlhf_data import rules
-from rlhf_data.order import epoch_batches, steps_of_epoch
+from rlhf_data.order import batches_from
 from rlhf_data.training import metrics, planned
-from rlhf_data.training.batches import Rows, manifest_of, read_rows, read_split
+from rlhf_data.training.batches import Rows, manifest_of, rows_of
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.step import Policy, accumulate
 
@@ -39,17 +37,21 @@ class Part:
     seed: int
     rows: Rows
     recipe: dict[str, Any] | None  # how the snapshot's references were scored
-    planned: dict[int, list[np.ndarray]] = field(default_factory=dict, compare=False)  # the batches of an epoch
+    ahead: dict[int, Iterator[list[int]]] = field(default_factory=dict, compare=False)  # from the step after the last
 
     def picked(self, step: int) -> list[int]:
-        """Rows of the optimizer step `step` (from 0): a function of it and the seed alone."""
-        wants = planned.demands(self.rows, self.rule)
-        ids, size = self.rows.ids, self.batch_size
-        epoch, at = divmod(step, steps_of_epoch(ids, size=size, groups=wants.groups, even=wants.even))
-        if epoch not in self.planned:
-            self.planned.clear()
-            self.planned[epoch] = epoch_batches(ids, size=size, seed=self.seed, epoch=epoch, **wants._asdict())
-        return self.planned[epoch][at].tolist()
+        """Rows of the optimizer step `step` (from 0): a function of it and the seed alone.
+
+        Raises:
+            ValueError: see `batches_from`.
+        """
+        demands = planned.demands(self.rows, self.rule)._asdict()
+        made = self.ahead.get(step) or batches_from(
+            step, self.rows.ids, size=self.batch_size, seed=self.seed, **demands
+        )
+        self.ahead.clear()
+        self.ahead[step + 1] = made
+        return next(made)
 
 
 def identify(blend: Sequence[Mapping[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
@@ -94,20 +96,22 @@ def identify(blend: Sequence[Mapping[str, Any]], *, batch_size: int) -> list[dic
 def read(
     blend: Sequence[Mapping[str, Any]],
     identities: Sequence[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
     split: str,
+    *,
+    model: dict[str, Any],
+    cache: Path,
     seed: int,
     encoding: dict[str, Any],
     stored: Callable[[Sequence[str]], Sequence[str]] = tuple,
 ) -> list[Part]:
-    """The rows of each part as token ids.
+    """The rows of each part as token ids, which are kept with its snapshot.
 
     Args:
         blend: as of `identify`.
         identities: what `identify` made of it.
-        tokenizer: of the policy.
         split: which part of each snapshot is trained on.
+        model: reference of the policy.
+        cache: folder for digests, and for token ids that cannot stand beside their snapshot.
         seed: of the run; each part's order has a seed of its own, made of it and the part's name.
         encoding: template, max_length, max_prompt_length.
         stored: of the columns that a rule reads, those that the snapshot must hold.
@@ -115,42 +119,21 @@ def read(
     Raises:
         ValueError: a snapshot that does not serve its rule; the message begins with the part's name.
     """
-    counted = [item for item in blend if item.get("coefficient", 1.0)]
-    return [
-        _read_part(Path(item["snapshot"]), one, tokenizer, split, seed, encoding, stored)
-        for item, one in zip(counted, identities, strict=True)
-    ]
-
-
-def _read_part(
-    folder: Path,
-    identity: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    split: str,
-    seed: int,
-    encoding: dict[str, Any],
-    stored: Callable[[Sequence[str]], Sequence[str]],
-) -> Part:
-    rule, recipe = identity["rule"], manifest_of(folder).get("score")
-    filled = tuple(stored(rules.columns(rule)))
-    try:
-        if any(column.startswith(("ref_", "old_")) for column in filled):
-            check_encoding(recipe, encoding)
-        rows = read_rows(
-            read_split(folder, split),
-            tokenizer,
-            kind=rules.table(rule),
-            filled=filled,
-            soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
-            purpose=rules.label(rule),
-            groups=rules.keeps_groups(rule),
-            **encoding,
-        )
-    except ValueError as error:
-        raise ValueError(f"blend {identity['name']}: {error}") from error
-    kept = {key: identity[key] for key in ("name", "rule", "parameters", "coefficient", "batch_size")}
-    own = xxh3_64_intdigest(f"blend:{seed}:{identity['name']}".encode())
-    return Part(**kept, seed=own, rows=rows, recipe=recipe)
+    counted = [Path(item["snapshot"]) for item in blend if item.get("coefficient", 1.0)]
+    parts = []
+    for folder, one in zip(counted, identities, strict=True):
+        rule, recipe = one["rule"], manifest_of(folder).get("score")
+        filled = tuple(stored(rules.columns(rule)))
+        try:
+            if any(column.startswith(("ref_", "old_")) for column in filled):
+                check_encoding(recipe, encoding)
+            rows = rows_of(folder, split, rule, filled=filled, model=model, cache=cache, **encoding)
+        except ValueError as error:
+            raise ValueError(f"blend {one['name']}: {error}") from error
+        kept = {key: one[key] for key in ("name", "rule", "parameters", "coefficient", "batch_size")}
+        own = xxh3_64_intdigest(f"blend:{seed}:{one['name']}".encode())
+        parts.append(Part(**kept, seed=own, rows=rows, recipe=recipe))
+    return parts
 
 
 def accumulate_parts(

@@ -21,6 +21,7 @@ from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.calibration import calibration_error, log_loss, reliability
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.generate import open_writer, write
+from rlhf_data.training.judges import judged_by_both, open_judge
 from rlhf_data.training.step import Policy, sequence_logps
 
 Verifier = Callable[[list[Message], str], float]
@@ -63,13 +64,6 @@ class Margins(NamedTuple):
         )
 
 
-class Answers(NamedTuple):
-    """What a model writes: texts per prompt, and what each is worth, (n, samples)."""
-
-    texts: list[list[str]]
-    rewards: np.ndarray
-
-
 def compare(
     snapshot: Path,
     *,
@@ -78,6 +72,7 @@ def compare(
     by: str | None = "category",
     split: str = "test",
     verifier: str | None = None,
+    reward_model: dict[str, Any] | None = None,
     samples: int = 1,
     prompts: int | None = None,
     temperature: float = 0.0,
@@ -99,7 +94,9 @@ def compare(
         after: reference of the trained model.
         by: the column to group by, "category" or "source"; None for no groups.
         split: which rows are held out.
-        verifier: "module:function" of (messages, answer) → reward; None to generate nothing.
+        verifier: "module:function" of (messages, answer) → reward.
+        reward_model: reference of a trained reward model that judges the same answers. With neither, nothing is
+            generated.
         samples: answers per prompt.
         prompts: at most so many prompts, the first by id.
         temperature: of the sampling; 0 takes the likeliest token.
@@ -115,13 +112,15 @@ def compare(
 
     Returns:
         {"split", "by", "measures", "left_out", "samples", "calibration"}. `left_out` counts pairs and prompts that
-        could not be encoded, by code. A measure is {"name", "about", "share", "lines"}, a line {"group" (None for
-        all), "n", "before", "after", "difference"}, each of the last three {"value", "low", "high"} with a 95 %
-        bootstrap interval, that of the difference over paired differences. `calibration` is empty but of a reward
-        model: a list of {"group", "n", "bins"}, see `calibration.reliability`.
+        could not be encoded, by code, and as reward_model.CODE those that the reward model alone could not read. A
+        measure is {"name", "about", "share", "lines"}, a line {"group" (None for all), "n", "before", "after",
+        "difference"}, each of the last three {"value", "low", "high"} with a 95 % bootstrap interval, that of the
+        difference over paired differences. `calibration` is empty but of a reward model: a list of {"group", "n",
+        "bins"}, see `calibration.reliability`.
 
     Raises:
-        ValueError: no such split or verifier, or a verifier for a reward model, which writes nothing.
+        ValueError: no such split or verifier, a judge for a reward model, which writes nothing, or a judge that is no
+            reward model.
     """
     table = read_split(snapshot, split)
     tokens = {
@@ -130,8 +129,12 @@ def compare(
         "max_prompt_length": prompt_limit(max_length, max_prompt_length),
     }
     scored = is_reward_model(after)
-    if scored and verifier is not None:
-        raise ValueError("a reward model writes no answers for a verifier to grade: leave verifier out")
+    if scored and (verifier is not None or reward_model is not None):
+        raise ValueError("a reward model writes no answers to grade: leave verifier and reward_model out")
+    rate = None if verifier is None else find_verifier(verifier)
+    judge = None
+    if reward_model is not None:
+        judge = open_judge(reward_model, dtype=dtype, token_budget=token_budget, cache=cache)
     numeric = {"dtype": dtype, "cache": cache}
     measures: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
@@ -162,16 +165,25 @@ def compare(
         elif first is not None:
             measures += _pair_measures(first, second, seed)
         left_out |= second.dropped
-    if verifier is not None:
+    if rate or judge:
         asked, refused = _answerable(_distinct(table, by, prompts), after, template, tokens["max_prompt_length"], cache)
         left_out |= refused
-        rate = find_verifier(verifier)
         settings = {"n": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "progress": progress}
         texts = [row["prompt"] for row in asked]
-        written = [answer(model, texts, rate, **settings, **numeric) for model in (before, after)]
-        measures += _answer_measures(written[0], written[1], asked, by, verifier, seed)
-        shown = _shown(asked, written[0], written[1])
+        written = [answers(model, texts, **settings, **numeric) for model in (before, after)]
+        if judge:
+            one, other, kept, unread = judged_by_both(judge, texts, written[0], written[1])
+            left_out |= {f"reward_model.{code}": n for code, n in unread.items()}
+            if len(kept):
+                read = [asked[k] for k in kept]
+                measures += _answer_measures(one, other, read, by, "reward model", "the reward model", seed)
+                kept_texts = [[side[k] for k in kept] for side in written]
+                shown = _shown(read, kept_texts[0], kept_texts[1], one, other)
+        if rate and verifier:
+            one, other = (verified(rate, texts, side) for side in written)
+            measures += _answer_measures(one, other, asked, by, "verifier", verifier, seed)
+            shown = _shown(asked, written[0], written[1], one, other)
     found = {"split": split, "by": by, "measures": measures, "left_out": left_out}
     return found | {"samples": shown, "calibration": calibration}
 
@@ -234,33 +246,30 @@ def pair_margins(
     return Margins(list(rows.ids), margin, gained, preference, names, list(rows.columns["prompt_id"]), rows.dropped)
 
 
-def answer(
-    model: dict[str, Any],
-    prompts: Sequence[list[Message]],
-    rate: Verifier,
-    *,
-    dtype: str,
-    cache: Path,
-    **sampling: Any,
-) -> Answers:
-    """What a model writes to each prompt, and what a verifier thinks of it.
+def answers(
+    model: dict[str, Any], prompts: Sequence[list[Message]], *, dtype: str, cache: Path, **sampling: Any
+) -> list[list[str]]:
+    """What a model writes to each prompt, (n, samples).
 
     Args:
         model: its reference.
         prompts: messages, one list a prompt.
-        rate: (messages, completion) → reward.
         dtype: see `models.load`.
         cache: folder for digests and dequantised models.
         sampling: see `write`.
-
-    Raises:
-        ValueError: a reward that is no number.
     """
     writer, tokenizer = open_writer(model, dtype=dtype, cache=cache)
     asked = for_inference(prompts, model)
-    texts = [[one.text for one in written] for written in write(writer, tokenizer, asked, **sampling)]
-    rewards = [rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)]
-    return Answers(texts, np.asarray(rewards))
+    return [[one.text for one in written] for written in write(writer, tokenizer, asked, **sampling)]
+
+
+def verified(rate: Verifier, prompts: Sequence[list[Message]], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """What a verifier thinks of answers, (n, samples).
+
+    Raises:
+        ValueError: a reward that is no finite number.
+    """
+    return np.asarray([rated(rate, prompt, written) for prompt, written in zip(prompts, texts, strict=True)])
 
 
 def wins(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -376,23 +385,29 @@ def _calibration(side: Margins) -> list[dict[str, Any]]:
 
 
 def _answer_measures(
-    before: Answers, after: Answers, rows: Sequence[dict[str, Any]], by: str | None, verifier: str, seed: int
+    before: np.ndarray,
+    after: np.ndarray,
+    rows: Sequence[dict[str, Any]],
+    by: str | None,
+    kind: str,
+    judge: str,
+    seed: int,
 ) -> list[dict[str, Any]]:
-    """What a verifier says of two models' answers: their reward, and how often one beats the other."""
+    """What a judge says of two models' answers, (n, samples): their reward, and how often one beats the other."""
     groups, prompts = [row[by] for row in rows] if by else [], [row["prompt_id"] for row in rows]
-    each = f"{after.rewards.shape[1]} answers to each held-out prompt"
+    each = f"{after.shape[1]} answers to each held-out prompt"
     return [
         {
-            "name": "verifier reward",
-            "about": f"mean of {verifier} over {each}",
+            "name": f"{kind} reward",
+            "about": f"mean of {judge} over {each}",
             "share": False,
-            "lines": _lines(before.rewards.mean(axis=1), after.rewards.mean(axis=1), groups, prompts, seed),
+            "lines": _lines(before.mean(axis=1), after.mean(axis=1), groups, prompts, seed),
         },
         {
-            "name": "win rate",
-            "about": f"share of {each} that {verifier} finds better than the model's before; a tie counts one half",
+            "name": "win rate" if kind == "verifier" else f"win rate by {kind}",
+            "about": f"share of {each} that {judge} finds better than the model's before; a tie counts one half",
             "share": True,
-            "lines": _lines_after(wins(before.rewards, after.rewards), groups, prompts, seed),
+            "lines": _lines_after(wins(before, after), groups, prompts, seed),
         },
     ]
 
@@ -448,16 +463,22 @@ def _distinct(table: pa.Table, by: str | None, most: int | None) -> list[dict[st
     return [rows[key] for key in sorted(rows)][:most]
 
 
-def _shown(rows: Sequence[dict[str, Any]], before: Answers, after: Answers) -> list[dict[str, Any]]:
+def _shown(
+    rows: Sequence[dict[str, Any]],
+    before: Sequence[Sequence[str]],
+    after: Sequence[Sequence[str]],
+    rewards_before: np.ndarray,
+    rewards_after: np.ndarray,
+) -> list[dict[str, Any]]:
     """The first answers to the first prompts, for people to read."""
     return [
         {
             "prompt": row["prompt"],
             "category": row["category"],
-            "before": before.texts[k][0],
-            "after": after.texts[k][0],
-            "before_reward": float(before.rewards[k, 0]),
-            "after_reward": float(after.rewards[k, 0]),
+            "before": before[k][0],
+            "after": after[k][0],
+            "before_reward": float(rewards_before[k, 0]),
+            "after_reward": float(rewards_after[k, 0]),
         }
         for k, row in enumerate(rows[:_SHOWN])
     ]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -316,6 +317,7 @@ def samples(
     folder = store / xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
     done = folder / "samples.parquet"
     if done.is_file() and (folder / "samples.json").is_file():
+        os.utime(folder)  # it was used: `gc` spares it for a while
         return done
     tokenizer = models.load_tokenizer(model, cache=cache)
     codes = refused_prompts(tokenizer, for_inference([row["prompt"] for row in prompts], model), **encoding)

@@ -33,11 +33,12 @@ def step_metrics(
     margin stand in the log-ratios' place. The weights of a row's tokens count
     as their mean. `memory` is what the rule remembers after this step, where it remembers anything.
 
-    Quantiles (`_p5`, `_p50`, `_p95`) are of the log-ratio margin of pairs, or the log-ratio of completions. kl_k1 is
-    the mean of log π/π_ref over all completions, and kl_k3 that of π_ref/π − 1 + log π/π_ref, which is never negative:
-    both estimate KL(π ‖ π_ref) without bias where π itself wrote the completions, and only say how far it has moved
-    where it did not. w_ess is the effective sample size of the rule's weights times the rows' own, (Σ|w|)²/Σw², as a
-    share of the rows (of pairs, |w| is the mean of both sides), and w_zero the share of rows that push nothing.
+    Quantiles (`_p5`, `_p50`, `_p95`) are of the log-ratio margin of pairs, the margin of a reward model's scores, or
+    the log-ratio of completions. kl_k1 is the mean of log π/π_ref over all completions, and kl_k3 that of
+    π_ref/π − 1 + log π/π_ref, which is never negative: both estimate KL(π ‖ π_ref) without bias where π itself wrote
+    the completions, and only say how far it has moved where it did not. w_ess is the effective sample size of the
+    rule's weights times the rows' own, (Σ|w|)²/Σw², as a share of the rows (of pairs, |w| is the mean of both sides),
+    and w_zero the share of rows that push nothing.
     """
     values = {"loss": rules.loss(rule, **parameters)(batch, memory)} | _weights(batch, weights) | _log_ratios(batch)
     if isinstance(batch, Completions) and batch.reward is not None:
@@ -117,8 +118,8 @@ def _part(values: dict[str, Tensor], weight: Tensor, at: Sequence[int]) -> dict[
 
 
 def _quantiles(values: dict[str, Tensor]) -> dict[str, float]:
-    name = "log_ratio_margin" if "log_ratio_margin" in values else "log_ratio"
-    if name not in values:
+    name = next((name for name in ("log_ratio_margin", "score_margin", "log_ratio") if name in values), None)
+    if name is None:
         return {}
     found = torch.quantile(
         values[name].detach().double(), torch.tensor(QUANTILES, dtype=torch.float64).to(values[name].device)

@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
-from rlhf_data.scoring import models, tokens
+from rlhf_data.scoring import models
 from rlhf_data.scoring.identity import content_hash, parts, tell, template_hash
 from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
-from rlhf_data.training.batches import Rows, has_tokens, manifest_of, read_rows, read_split
+from rlhf_data.training.batches import Rows, manifest_of, rows_of
 from rlhf_data.training.beside import Beside
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.loop import optimise
@@ -66,10 +66,13 @@ def _train(
     by_first(ranks, lambda: models.plain_folder(parts(settings.model)[0], cache).name)
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    by_first(ranks, lambda: len(_rows(snapshot, settings, cache)) if ranks.world > 1 else 0)  # and the token ids
+    if ranks.world > 1:  # and the token ids
+        by_first(ranks, lambda: len(_rows(snapshot, settings, cache)))
+        by_first(ranks, lambda: len(_parts(settings, arguments["blend"], cache)))
     rows = agreed(ranks, lambda: _rows(snapshot, settings, cache))
+    further = agreed(ranks, lambda: _parts(settings, arguments["blend"], cache))
     policy, tokenizer, memory = prepare(settings, ranks, device, cache, progress)
-    beside = agreed(ranks, lambda: _beside(settings, policy, arguments["blend"], tokenizer, recipe, progress))
+    beside = agreed(ranks, lambda: _beside(settings, policy, further, recipe, progress))
     outcome = optimise(run, policy, rows, arguments, recipe, settings.checkpoint_every, progress, beside)
     manifest = arguments | {
         "rows": len(rows),
@@ -111,21 +114,21 @@ def _arguments(snapshot: Path, settings: Settings, device: str, cache: Path) -> 
 
 
 def _rows(snapshot: Path, settings: Settings, cache: Path) -> Rows:
-    rule, split = settings.rule, settings.split
-    filled = _stored(settings, rules.columns(rule))
-    source = manifest_of(snapshot)
-    encoding = {**settings.encoding, "condition": settings.condition}
-    stored = tokens.folder(snapshot, source, split, model=settings.model, cache=cache, **encoding) / split
-    return read_rows(
-        read_split(snapshot, split, texts=not has_tokens(stored, filled)),
-        models.load_tokenizer(settings.model, cache=cache),
-        kind=rules.table(rule),
-        filled=filled,
-        soft=rules.honours_preference(rule) or rules.table(rule) == "unpaired",
-        purpose=rules.label(rule),
-        groups=rules.keeps_groups(rule),
-        stored=stored,
-        **encoding,
+    filled = _stored(settings, rules.columns(settings.rule))
+    told = {"model": settings.model, "cache": cache, "condition": settings.condition, **settings.encoding}
+    return rows_of(snapshot, settings.split, settings.rule, filled=filled, **told)
+
+
+def _parts(settings: Settings, identities: list[dict[str, Any]], cache: Path) -> list[blend.Part]:
+    return blend.read(
+        settings.blend or (),
+        identities,
+        settings.split,
+        model=settings.model,
+        cache=cache,
+        seed=settings.seed,
+        encoding=settings.encoding,
+        stored=lambda columns: _stored(settings, columns),
     )
 
 
@@ -135,23 +138,9 @@ def _stored(settings: Settings, columns: Sequence[str]) -> Sequence[str]:
 
 
 def _beside(
-    settings: Settings,
-    policy: Policy,
-    identities: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: dict[str, Any] | None,
-    progress: bool,
+    settings: Settings, policy: Policy, parts: list[blend.Part], recipe: dict[str, Any] | None, progress: bool
 ) -> Beside:
     """The moving reference and the further tables that the settings ask for."""
-    parts = blend.read(
-        settings.blend or (),
-        identities,
-        tokenizer,
-        split=settings.split,
-        seed=settings.seed,
-        encoding=settings.encoding,
-        stored=lambda columns: _stored(settings, columns),
-    )
     if settings.reference is None:
         return Beside(parts=parts)
     if recipe is not None:

@@ -2,6 +2,7 @@
 
 A thread follows metrics.jsonl and hands on each new line, so training waits for no tracker, and one that fails costs
 its own picture and not the run. What was handed on is written down: a run that resumes goes on in the same place.
+Online rounds are runs within a run: the one around them follows them all, and counts their steps on.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from rlhf_data.scoring.progress import say
 
 PERIOD = 2.0  # seconds between looks at the file
 _STATE = "tracked.json"
+_ROUNDS: ContextVar[list[Path] | None] = ContextVar("rounds", default=None)  # of the run that is followed around us
 
 
 class Tracker(NamedTuple):
@@ -60,6 +63,8 @@ def following(
 ) -> Iterator[None]:
     """Hand every line of a run's metrics to trackers as long as the block runs, and what is left at its end.
 
+    Inside a block of another run this one is a round of that: its lines go to the trackers there.
+
     Args:
         run: the run's folder; metrics.jsonl in it may not be there yet.
         names: of TRACKERS; of several ranks, the first one tracks.
@@ -70,6 +75,10 @@ def following(
     Raises:
         ValueError: a tracker that is not installed, or no such tracker.
     """
+    if (around := _ROUNDS.get()) is not None:
+        around.append(run)
+        yield
+        return
     if not names or os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -77,19 +86,22 @@ def following(
     state: dict[str, Any] = read_json(run / _STATE) or {}
     opened = [_Followed(name, _open(name, run, title, arguments, state)) for name in names]
     over = threading.Event()
+    rounds: list[Path] = []
+    token = _ROUNDS.set(rounds)
 
     def watch() -> None:
         while not over.wait(period):
-            _hand_on(run, opened, state)
+            _hand_on(run, rounds, opened, state)
 
     thread = threading.Thread(target=watch, name="trackers", daemon=True)
     thread.start()
     try:
         yield
     finally:
+        _ROUNDS.reset(token)
         over.set()
         thread.join()
-        _hand_on(run, opened, state)
+        _hand_on(run, rounds, opened, state)
         for name, tracker in opened:
             _try(name, tracker.close)
 
@@ -107,11 +119,25 @@ def _open(name: str, run: Path, title: str, arguments: dict[str, Any], state: di
     return opens(library, run, title, arguments, state.setdefault(name, {"step": 0}))
 
 
-def _hand_on(run: Path, opened: list[_Followed], state: dict[str, Any]) -> None:
-    """Each whole line that a tracker has not had; one that fails is left out from then on."""
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics."""
     file = run / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    lines = [json.loads(line) for line in text.split("\n")[:-1]]  # what follows the last newline is being written
+    return [json.loads(line) for line in text.split("\n")[:-1]]  # what follows the last newline is being written
+
+
+def lines_of_rounds(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The metrics of rounds one after the other, of the last one what is there yet; steps go on, `round` is from 1."""
+    found: list[dict[str, Any]] = []
+    for number, run in enumerate(runs, start=1):
+        before = found[-1]["step"] if found else 0
+        found += [{**line, "step": line["step"] + before, "round": number} for line in _lines(run)]
+    return found
+
+
+def _hand_on(run: Path, rounds: list[Path], opened: list[_Followed], state: dict[str, Any]) -> None:
+    """Each whole line that a tracker has not had; one that fails is left out from then on."""
+    lines = lines_of_rounds(rounds) if rounds else _lines(run)
     for followed in list(opened):
         had = state[followed.name]
         for line in lines:

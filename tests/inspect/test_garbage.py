@@ -231,3 +231,30 @@ def test_token_ids_go_with_their_snapshot_and_no_sooner(thrice):
     assert left == {second, third}
     assert ids(thrice) == [second, third]
     assert [part for part in removed(keep=2) if part[0] == "tokens"] == []
+
+
+def test_samples_stay_while_a_kept_step_was_read_from_them(project):
+    assert project.build() == 0
+    last = json.loads(Path(".rlhf/last/demo.json").read_text())["read:a"]["fingerprint"]
+    for name in ("of-a-round", "of-a-step-that-goes", "unfinished", "used-today"):
+        files.write_text(WORK.samples / name / "part-00000.parquet", name)
+    files.write_text(WORK.step(last) / "samples.json", json.dumps({"samples": "of-a-round"}))
+    files.write_text(WORK.step("old") / "samples.json", json.dumps({"samples": "of-a-step-that-goes"}))
+    long_ago()
+    os.utime(WORK.samples / "used-today")
+    would = [part for part in garbage.collect(WORK, dry=True) if part["what"] == "samples"]
+    assert {Path(part["path"]).name for part in would} == {"of-a-step-that-goes", "unfinished"}
+    assert sum(part["bytes"] for part in would) == len("of-a-step-that-goes" + "unfinished")
+    assert len(list(WORK.samples.iterdir())) == 4  # it was dry
+    assert {name for what, name in removed() if what == "samples"} == {"of-a-step-that-goes", "unfinished"}
+    assert {path.name for path in WORK.samples.iterdir()} == {"of-a-round", "used-today"}
+
+
+def test_claims_go_once_nobody_renews_them(project):
+    assert project.build() == 0
+    for job in ("killed", "scoring"):
+        files.write_text(WORK.scores / "claims" / job / "000.claim", "1 2")
+    long_ago(days=0.1)
+    os.utime(WORK.scores / "claims" / "scoring" / "000.claim")
+    assert [one for one in removed() if one[0] == "claims"] == [("claims", "killed")]
+    assert [path.name for path in (WORK.scores / "claims").iterdir()] == ["scoring"]

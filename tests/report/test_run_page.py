@@ -1,4 +1,5 @@
 import math
+import re
 
 from test_snapshot_page import HOSTILE, Page
 
@@ -6,7 +7,7 @@ from rlhf_data.report import run_page
 from rlhf_data.report.curves import curves, smoothed, thin, ticks
 from rlhf_data.report.evaluation import measures, text_lines
 from rlhf_data.report.reliability import BOTTOM, LEFT, RIGHT, TOP, picture
-from rlhf_data.report.run import groups
+from rlhf_data.report.run import blended, groups
 
 MANIFEST = {"rule": "dpo", "model": {"path": "/models/qwen"}, "snapshot": "20261122T1-5f", "parameters": {"beta": 0.1}}
 
@@ -50,6 +51,20 @@ def test_a_measure_has_a_line_overall_and_one_per_group():
     assert overall.before and overall.after and overall.difference
     assert (overall.before.value, overall.after.value) == (0.5, 0.7)
     assert found.low < 0.4 and found.high > 0.8
+
+
+def test_the_scale_of_a_share_ends_where_shares_end():
+    shares = {
+        "measures": [
+            {
+                "name": "accuracy",
+                "share": True,
+                "lines": [{"group": None, "n": 9, "after": {"value": 1.0, "low": 0.4, "high": 1.0}}],
+            }
+        ]
+    }
+    (found,) = measures(shares)
+    assert (found.low, found.high) == (0.4 - 0.05 * 0.6, 1.0)
 
 
 def test_the_terminal_shows_the_same_figures():
@@ -113,6 +128,42 @@ def test_a_reward_models_reliability_is_a_picture_with_its_table():
     assert drawn is not None and drawn.least == 0.0
     assert [(b.x, b.y) for b in drawn.bins] == [(LEFT, BOTTOM - 0.25 * (BOTTOM - TOP)), (RIGHT, TOP)]
     assert drawn.bins[1].radius - 3 == 2 * (drawn.bins[0].radius - 3)
+
+
+def test_every_section_of_a_page_is_in_its_navigation():
+    bins = [{"low": 0.5, "high": 0.55, "n": 4, "confidence": 0.5, "accuracy": 0.25}]
+    evaluation = evaluated(0.5, 0.7) | {"calibration": [{"group": None, "n": 4, "bins": bins}]}
+    line = {"step": 1, "loss": 1.0, "by_source": {"hh": {"loss": 1.0}}, "blend": {"texts": {"loss": 2.0}}}
+    rounds = [
+        {
+            "round": 1,
+            "prompts": 8,
+            "answers": 32,
+            "distinct": 30,
+            "reward": 0.2,
+            "steps": 4,
+            "loss": 0.5,
+            "snapshot": "s",
+        }
+    ]
+    html = run_page(MANIFEST | {"rounds": rounds}, [line], evaluation, [sample("p", "a")])
+    Page(html)
+    sections = re.findall(r'<section id="(\w+)"', html)
+    assert sections == re.findall(r'<a href="#(\w+)">', html[: html.index("</nav>")])
+    assert len(sections) == 8
+
+
+def test_a_table_that_is_blended_in_has_curves_of_its_own():
+    def line(k: int) -> dict:
+        return {"step": k, "loss": 1.0, "blend": {"texts": {"loss": 2.0 * k, "rows": 4, "coefficient": 0.5}}}
+
+    metrics = [line(k) for k in range(1, 5)]
+    (found,) = blended(metrics)
+    assert (found["name"], found["coefficient"]) == ("texts", 0.5)
+    assert [(curve.title, curve.x_name, curve.first, curve.last) for curve in found["curves"]] == [
+        ("loss", "step", 2.0, 8.0)
+    ]
+    assert blended([{"step": 1, "loss": 1.0}]) == []
 
 
 def test_sources_and_categories_have_a_line_each_of_the_last_tenth_of_the_steps():

@@ -313,6 +313,8 @@ WRONG = [
     case("ties for a rule that ignores preference", "pairing: all", "pairing: all, ties: soft", 10, "shape.ties: simpo does not read `preference`", SCORED.replace("rule: dpo", "rule: simpo")),
     train("a template beside score's", "{rule: dpo, model: model, template: plain}", "train.template: stands in score"),
     case("dpo without score", "publish: {to: snapshots/demo}\n", "publish: {to: snapshots/demo}\n" + TRAIN, 14, "train.rule: dpo needs ref_chosen_logps, ref_rejected_logps; add score: {model: …}"),
+    train("a judge of a reward model", "{rule: rm, model: model}\nevaluate: {reward_model: {run: x}}", "evaluate.reward_model: a reward model writes no answers", 16),
+    train("a judge of nobody", "{rule: dpo, model: model}\nevaluate: {reward_model: {run: x}}", "evaluate.reward_model: no spec named 'x' here", 16),
     case("evaluate without train", "publish: {to: snapshots/demo}\n", "publish: {to: snapshots/demo}\nevaluate: {by: category}\n", 14, "evaluate: there is nothing to evaluate without train"),
     train("nothing held out", "{rule: dpo, model: model}\nevaluate: {split: validation}", "evaluate: no rows are held out for validation; add split: {validation: 0.1}", 16),
     train("a verifier that is no function", "{rule: dpo, model: model}\nevaluate: {verifier: mine}", "evaluate.verifier: 'mine' does not name a function; write module:function", 16),

@@ -142,6 +142,41 @@ def test_each_part_has_an_order_of_its_own():
     assert sorted(first.picked(0)) == [0, 1, 2]  # sft averages over its batch: two rows and one would be uneven
 
 
+def test_every_step_of_a_part_has_both_classes_where_its_rule_asks_for_both():
+    labels = [i < 3 for i in range(11)]
+    rows = Rows([f"row-{i}" for i in range(11)], [], [], {"label": labels}, {})
+    labelled = Part("labels", "kto", {}, 1.0, 4, 11, rows, None)
+    steps = [labelled.picked(step) for step in range(4)]  # no step is short: 11 rows are two of them, of at least 4
+    assert all({labels[i] for i in picked} == {True, False} for picked in steps)
+    assert [sorted(steps[at] + steps[at + 1]) for at in (0, 2)] == [list(range(11))] * 2
+
+
+def test_a_step_of_a_part_is_the_same_whichever_was_asked_before():
+    told = part(1.0)
+    inorder = [told.picked(step) for step in range(5)]
+    assert [told.picked(step) for step in (4, 0, 3, 3)] == [inorder[step] for step in (4, 0, 3, 3)]
+
+
+def test_a_part_with_too_few_rows_of_a_class_is_refused_by_its_name(paired, reference, tmp_path):
+    rows = [row | {"label": i == 0} for i, row in enumerate(completions())]
+    few = unpaired_snapshot(tmp_path / "data", rows, reference)
+    with pytest.raises(ValueError, match=r"blend few: .*desirable"):
+        fit(
+            paired,
+            tmp_path / "run",
+            reference,
+            blend=[{"snapshot": few, "name": "few", "rule": "kto", "batch_size": 2}],
+        )
+
+
+def test_the_token_ids_of_a_part_are_made_once(paired, unpaired, reference, tmp_path, monkeypatch):
+    parts = [{"snapshot": unpaired, "name": "labels", "rule": "kto"}]
+    fit(paired, tmp_path / "first", reference, blend=parts, epochs=1)
+    monkeypatch.setattr("rlhf_data.scoring.tokens.encode", lambda *_, **__: pytest.fail("tokenised again"))
+    fit(paired, tmp_path / "second", reference, blend=parts, epochs=1)
+    assert untimed(tmp_path / "first") == untimed(tmp_path / "second")
+
+
 def test_a_killed_run_goes_on_to_the_last_bit_with_what_its_rules_remember(
     paired, unpaired, reference, tmp_path, monkeypatch
 ):

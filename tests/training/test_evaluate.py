@@ -4,6 +4,8 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.encode import encode_prompts
+from rlhf_data.scoring.rewards import reward
 from rlhf_data.training import compare, generate, train
-from rlhf_data.training.evaluate import answer, bootstrap, find_verifier, wins
+from rlhf_data.training.evaluate import answers, bootstrap, find_verifier, verified, wins
+from rlhf_data.training.judges import open_judge
 from tests import tiny_model
-from tests.training.snapshots import MAX_LENGTH, paired_snapshot, pairs, user
+from tests.training.snapshots import MAX_LENGTH, MESSAGES, paired_snapshot, pairs, user
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3)
 PROMPTS = [user("How do I bake bread?"), user("Sea?"), user("Write a poem about the deep blue sea, please.")]
@@ -101,11 +105,58 @@ def test_a_verifier_judges_what_the_policy_writes(folder, reference):
         return float(len(completion))
 
     options = {"n": 2, "temperature": 1.0, "max_new_tokens": 6, "cache": folder / "cache", "progress": False}
-    written = answer(reference, PROMPTS, count, dtype="auto", **options)
+    written = answers(reference, PROMPTS, dtype="auto", **options)
+    assert verified(count, PROMPTS, written).tolist() == [[len(text) for text in texts] for texts in written]
     assert [messages for messages, _ in seen] == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert written.rewards.tolist() == [[len(text) for text in texts] for texts in written.texts]
     with pytest.raises(ValueError, match="a reward must be finite"):
-        answer(reference, PROMPTS, lambda messages, text: float("nan"), dtype="auto", **options)
+        verified(lambda messages, text: float("nan"), PROMPTS, written)
+
+
+@pytest.fixture(scope="module")
+def judge(folder, reference):
+    """A trained reward model."""
+    snapshot = paired_snapshot(folder / "judged", pairs(), reference, scored=False)
+    told = {"max_length": MAX_LENGTH, "batch_size": 4, "learning_rate": 1e-3, "epochs": 4, "progress": False}
+    train(snapshot, folder / "judge", rule="rm", model=reference, cache=folder / "cache", **told)
+    return {"path": str(folder / "judge" / "model")}
+
+
+def test_a_reward_model_that_judges_gives_the_rewards_that_it_rates_data_with(folder, judge):
+    rows = pairs(3)
+    texts = [[row["chosen"], row["rejected"]] for row in rows]
+    prompts = [*(row["prompt"] for row in rows), user("<|im_end|> What?")]
+    judged = open_judge(judge, dtype="auto", token_budget=None, cache=folder / "cache")
+    given, codes = judged(prompts, [*texts, ["one", "two"]])
+    assert codes == [None, None, None, "text.special_token"] and np.isnan(given[3]).all()
+    flat = [(f"{k}/{side}", row["prompt"], row[side]) for k, row in enumerate(rows) for side in ("chosen", "rejected")]
+    names, asked, written = zip(*flat, strict=True)
+    requests = {"completion_id": list(names), "prompt": pa.array(asked, MESSAGES), "completion": list(written)}
+    pq.write_table(pa.table(requests), folder / "requests.parquet")
+    options = {"max_length": MAX_LENGTH, "cache": folder / "cache", "progress": False}
+    reward(folder / "requests.parquet", folder / "rewards.parquet", store=folder / "store", model=judge, **options)
+    stored = pq.read_table(folder / "rewards.parquet")["reward"].to_numpy()
+    np.testing.assert_allclose(given[:3].ravel(), stored, rtol=0, atol=1e-5)
+
+
+def test_a_reward_model_judges_beside_a_verifier_or_alone(folder, reference, judge):
+    rows = pairs()
+    snapshot = paired_snapshot(folder / "both", rows, reference, scored=False)
+    options = {"max_length": MAX_LENGTH, "max_new_tokens": 4, "cache": folder / "cache", "progress": False}
+    options |= {"before": reference, "after": reference, "samples": 2, "temperature": 1.0}
+    alone = compare(snapshot, reward_model=judge, **options)
+    both = compare(snapshot, reward_model=judge, verifier=f"{__name__}:length", **options)
+    names = [one["name"] for one in both["measures"]]
+    assert names[1:] == ["reward model reward", "win rate by reward model", "verifier reward", "win rate"]
+    assert alone["measures"] == both["measures"][:3]
+    scored, won = alone["measures"][1:]
+    assert [(line["group"], line["n"]) for line in won["lines"]] == [(None, 8), ("bread", 5), ("sea", 3)]
+    # The model before and the model after are one, and so are their draws: two answers meet the same two.
+    assert won["lines"][0]["after"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert scored["lines"][0]["difference"] == {"value": 0, "low": 0, "high": 0}
+    with pytest.raises(ValueError, match="is no reward model, so it judges nothing"):
+        compare(snapshot, reward_model=reference, **options)
+    with pytest.raises(ValueError, match="leave verifier and reward_model out"):
+        compare(snapshot, **(options | {"before": judge, "after": judge, "reward_model": judge}))
 
 
 def test_a_verifier_is_a_measure_with_samples_to_look_at(folder, reference):

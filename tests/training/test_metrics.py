@@ -78,6 +78,22 @@ def test_a_source_has_the_figures_of_its_own_rows():
     assert line["rows"] == 3 and line["by_source"]["a"]["log_ratio"] == pytest.approx(1.25)
 
 
+def test_of_a_reward_model_the_quantiles_are_of_the_margins_of_its_scores():
+    zeros, ones = doubles(*[0.0] * 5), doubles(*[1.0] * 5)
+    batch = Pairs(
+        policy_chosen_logps=zeros,
+        policy_rejected_logps=zeros,
+        weight=ones,
+        preference=ones,
+        chosen_score=doubles(3.0, 0.0, 1.0, 2.0, 4.0),
+        rejected_score=ones,
+    )
+    line = step_metrics(batch, PairWeights(ones, ones), rows_of(["a"] * 5), range(5), "rm", {}, {})
+    # Margins −1 to 3: the 5 % quantile of five values is a fifth of the way from the first to the second.
+    found = [line[f"score_margin_p{q}"] for q in (5, 50, 95)]
+    assert found == pytest.approx([-0.8, 1.0, 2.8]) and line["score_margin"] == 1.0
+
+
 def test_of_pairs_both_sides_count_as_one_weight_and_as_two_completions():
     batch = Pairs(
         policy_chosen_logps=doubles(-4.0, -5.0),

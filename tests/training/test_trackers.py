@@ -64,6 +64,32 @@ def test_every_step_is_handed_on_once_also_after_a_kill(service, tmp_path):
     assert fake.ended == 2 and len(fake.started) == 2
 
 
+def test_the_steps_of_rounds_are_handed_on_as_they_happen_and_count_on(service, tmp_path):
+    name, fake = service
+    first, second = tmp_path / "first", tmp_path / "second"
+    with following(tmp_path, [name], "demo", {"rule": "grpo"}, period=0.01):
+        for run, steps in ((first, [1, 2, 3]), (second, [1, 2])):
+            run.mkdir()
+            with following(run, [], "demo-round", {}):
+                write(run, steps)
+                wait_for(
+                    lambda steps=steps: len(fake.logged) >= len(steps) and fake.logged[-1][1]["loss"] == 1 / steps[-1]
+                )
+        assert [step for step, _ in fake.logged] == [1, 2, 3, 4, 5]  # before the whole has ended
+        # what finish makes of them, at the end, is no news
+        write(tmp_path, [1, 2, 3, 4, 5])
+    assert [step for step, _ in fake.logged] == [1, 2, 3, 4, 5]
+    assert [values["round"] for _, values in fake.logged] == [1, 1, 1, 2, 2]
+    assert len(fake.started) == 1
+
+
+def wait_for(true, seconds=5.0):
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert true()
+
+
 def test_mlflow_goes_on_in_the_run_that_it_started(tmp_path, monkeypatch):
     fake = Fake()
     monkeypatch.setitem(sys.modules, "mlflow", fake)
