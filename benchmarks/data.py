@@ -132,12 +132,12 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
     def pair() -> int:
         answers = read(rated / "rated.parquet", "rated", columns)
         answers = answers.with_columns(read(rated / "completions.parquet", "completion_index", ["bits"])["bits"])
-        pairs = propose(answers, strategy, 0).filter(pl.col("margin") >= MARGIN)
-        narrow = pairs.select("chosen_row", "rejected_row", "margin").to_arrow()
+        pairs = propose(answers, strategy, 0).select("chosen_row", "rejected_row", "margin")
+        narrow = pairs.filter(pl.col("margin") >= MARGIN).to_arrow()
         rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
         how: dict[str, Any] = {"use_dictionary": ["margin"], "column_encoding": rows}
         pq.write_table(narrow, out, compression="zstd", compression_level=1, **how)
-        return pairs.height
+        return narrow.num_rows
 
     return pair
 

@@ -8,6 +8,8 @@ over the loaded model, each case in a process of its own. The last line is JSON 
 """
 
 import argparse
+import ctypes
+import gc
 import gzip
 import json
 import os
@@ -337,6 +339,8 @@ def memory_case(given: argparse.Namespace, case: dict[str, Any]) -> None:
 
 
 def _growth(run: Callable[[], object]) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading freed would hide what the run takes
     before = _resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     run()

@@ -7,7 +7,6 @@ kernel on a GPU. Either reads what `forward_arguments` says of the pack from a k
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -23,11 +22,12 @@ Form = Literal["rlhf_data_groups", "rlhf_data_blocks"]
 
 
 class Span(NamedTuple):
-    """Where a group stands in its pack."""
+    """Where a group stands in its pack, and who sees whom in it."""
 
     start: int  # of its prompt
     first: int  # of its first completion
     ends: list[int]  # of its completions; a completion begins where the one before it ends
+    masks: list[Tensor]  # of each completion but the first, (n, prompt + n): it sees the prompt and what is before it
 
 
 def form_of(model: PreTrainedModel) -> Form:
@@ -47,7 +47,8 @@ def forward_arguments(groups: Sequence[Group], form: Form, device: torch.device)
     for group in groups:
         first = end = at + len(group.prompt)
         ends = [end := end + len(completion) - 1 for completion in group.completions]
-        spans.append(Span(at, first, ends))
+        others = pairwise(ends) if form == "rlhf_data_groups" else ()
+        spans.append(Span(at, first, ends, [_after(first - at, end - begin, device) for begin, end in others]))
         at = end
     return {"spans": spans} if form == "rlhf_data_groups" else {"blocks": _blocks(spans, at, device)}
 
@@ -84,25 +85,22 @@ def _attend_groups(
     """
     grouped = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     parts = []
-    for start, first, ends in spans:
+    for start, first, ends, masks in spans:
         own = slice(start, ends[0])
         q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
         parts.append(functional.scaled_dot_product_attention(q, k, v, is_causal=True, **grouped))
-        for begin, end in pairwise(ends):
+        for (begin, end), mask in zip(pairwise(ends), masks, strict=True):
             if begin == end:  # a completion of one token, which the prompt's end predicts
                 continue
             k, v = (torch.cat([of[:, :, start:first], of[:, :, begin:end]], dim=2) for of in (key, value))
-            mask = _after(first - start, end - begin, query.device)
             q = query[:, :, begin:end]
             parts.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, **grouped))
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
 
 
-@lru_cache(256)
 def _after(n_prompt: int, n: int, device: torch.device) -> Tensor:
     """(n, n_prompt + n): the tokens of a completion see the whole prompt and what stands before them."""
-    with torch.inference_mode(False):  # it is kept, and a later pass may want gradients
-        return torch.ones((n, n_prompt + n), dtype=torch.bool, device=device).tril_(n_prompt)
+    return torch.ones((n, n_prompt + n), dtype=torch.bool, device=device).tril_(n_prompt)
 
 
 def _attend_blocks(
@@ -126,7 +124,7 @@ def _attend_blocks(
 def _blocks(spans: list[Span], tokens: int, device: torch.device) -> BlockMask:
     group = torch.zeros(tokens, dtype=torch.int32)
     completion = torch.zeros(tokens, dtype=torch.int32)  # 0 in a prompt
-    for number, (start, first, ends) in enumerate(spans):
+    for number, (start, first, ends, _) in enumerate(spans):
         group[start : ends[-1]] = number
         for which, (begin, end) in enumerate(pairwise([first, *ends]), start=1):
             completion[begin:end] = which

@@ -122,20 +122,36 @@ def _groups(answers: pl.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndar
 def _best_first(reward: np.ndarray, bits: pl.Series, starts: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
     """The places of answers, best first within each group; only those with equal rewards are drawn for."""
     order = np.arange(len(reward))
-    for size in np.unique(sizes[sizes > 1]):
-        places = starts[sizes == size][:, None] + np.arange(size)
-        worst_last = -reward[places]
-        by_reward = np.take_along_axis(places, np.argsort(worst_last, axis=1, kind="stable"), axis=1)
-        ranked = reward[by_reward]
-        tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1)
+    for size in np.unique(sizes[sizes > 1]).tolist():
+        first, within = starts[sizes == size], np.arange(size)[:, None]
+        rewards = reward[first + within]  # (size, groups): rows that long are compared at the speed of memory
+        rank = _ahead(rewards)
+        tied = rank.sum(axis=0) < size * (size - 1) // 2
         if tied.any():
-            among = by_reward[tied]
-            lots = ids.keyed_hash(bits.gather(among.ravel()), "rank", seed).to_numpy().reshape(among.shape)
-            by_lot = np.take_along_axis(among, np.argsort(lots, axis=1, kind="stable"), axis=1)
-            again = np.argsort(-reward[by_lot], axis=1, kind="stable")
-            by_reward[tied] = np.take_along_axis(by_lot, again, axis=1)
-        order[places] = by_reward
+            among = bits.gather((first[tied] + within).ravel())
+            lots = ids.keyed_hash(among, "rank", seed).to_numpy().reshape(size, -1)
+            rank[:, tied] += _ahead(rewards[:, tied], lots)
+        order[first + rank] = first + within
     return order
+
+
+def _ahead(rewards: np.ndarray, lots: np.ndarray | None = None) -> np.ndarray:
+    """How many of its group each answer has before it: those with a higher reward, or, with lots, with an equal one.
+
+    Args:
+        rewards: (size, groups). For the few answers that a prompt has this is quicker than sorting them.
+        lots: (size, groups), the lower first; of equal ones the one that stands first.
+    """
+    count = np.zeros(rewards.shape, np.int32)
+    for k in range(len(rewards)):
+        count += rewards[k] > rewards if lots is None else _drawn_first(k, rewards, lots)
+    return count
+
+
+def _drawn_first(k: int, rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
+    """Which equal answers of its group the k-th precedes, (size, groups)."""
+    later = np.arange(len(lots))[:, None] > k
+    return (rewards[k] == rewards) & ((lots[k] < lots) | ((lots[k] == lots) & later))
 
 
 def _offsets(ranked: Ranked, within: Callable[[int], Places]) -> Places:
