@@ -173,3 +173,36 @@ def test_every_row_has_one_rank_and_no_rank_has_much_more_than_another(sizes, wo
     assert sorted(i for rows in shares for i in rows) == list(range(len(sizes)))
     loads = [sum(sizes[i] for i in rows) for rows in shares]
     assert max(loads) - min(loads) <= max(sizes)
+
+
+TOGETHER = {
+    "adapter": {"lora": {"r": 4}},
+    "moving": {"reference": {"ema": 0.5}},
+    "both": {"lora": {"r": 4}, "reference": {"tau": 2}},
+}
+
+
+def several(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict[str, dict]) -> None:
+    for name, said in options.items():
+        assert isinstance(run(snapshot, folder / name, cache, reference, said), dict)
+
+
+def test_shards_go_with_adapters_and_with_references_that_move(snapshots, reference, tmp_path):
+    options = {name: {"rule": "dpo", "epochs": 3, "shard": True, **said} for name, said in TOGETHER.items()}
+    where = (tmp_path / "cache", reference, options)
+    several(snapshots["paired"], tmp_path / "one", *where)
+    together(2, tmp_path / "ranks", several, snapshots["paired"], tmp_path / "two", *where)
+    for name in options:
+        two, one = tmp_path / "two" / name, tmp_path / "one" / name
+        manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (two, one)]
+        assert [said["sharded"] for said in manifests] == [True, False]
+        assert manifests[0]["trained_parameters"] == manifests[1]["trained_parameters"]
+        assert sorted(path.name for path in two.rglob("*")) == sorted(path.name for path in one.rglob("*"))
+        for mine, alone in zip(lines(two), lines(one), strict=True):
+            assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-6), name
+            assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5), name
+            assert mine.get("reference_moved") == alone.get("reference_moved")
+        for path in one.glob("*/*.safetensors"):
+            weights = load_file(path)
+            for key, tensor in load_file(two / path.relative_to(one)).items():
+                torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-6, msg=f"{name} {key}")
