@@ -83,7 +83,9 @@ def restore(
         for tensor, parts in _places(model, optimizer, reference, states):
             _fill(tensor, parts)
     except (OSError, RuntimeError, ValueError, LookupError) as error:
-        raise ValueError(f"{path} cannot be read: delete this folder to resume from the one before ({error})") from error
+        raise ValueError(
+            f"{path} cannot be read: delete this folder to resume from the one before ({error})"
+        ) from error
     return {"step": first["step"], "ranks": first["ranks"], **first["carried"]}
 
 

@@ -45,12 +45,10 @@ def optimise(
     found = checkpoint.restore(run / "checkpoints", model, optimizer, beside.values)
     first, memory = found.get("step", 0), found.get("memory", rules.memory(arguments["rule"]))
     beside.memories = found.get("memories", beside.memories)
-    if found and found["ranks"] != policy.ranks.world and (arguments["lora"] or {}).get("dropout"):
-        say(
-            f"the run goes on with another number of ranks ({found['ranks']} before, {policy.ranks.world} now): dropout "
-            "leaves out other inputs than it would have, so its result is another, neither better nor worse",
-            shown=progress,
-        )
+    before, now = found.get("ranks"), policy.ranks.world
+    if before not in (None, now) and (arguments["lora"] or {}).get("dropout"):
+        told = f"the run goes on with another number of ranks ({before} before, {now} now), whose dropout differs"
+        say(f"{told}: its result is another than it would have been, neither better nor worse", shown=progress)
     if first_rank:
         metrics.keep_until(run / "metrics.jsonl", first)
     batches = planned.batches(run if first_rank else None, first, rows.ids, demands, size=size, seed=seed)

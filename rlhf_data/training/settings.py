@@ -127,8 +127,8 @@ class Settings:
             check_adapter(self.lora, self.model)
         if self.reference is not None:
             moving(self.reference)
-            read = [name for part in (self.rule, *(one["rule"] for one in self.blend or ())) for name in rules.columns(part)]
-            if not any(name.startswith("ref_") for name in read):
+            every = (self.rule, *(part["rule"] for part in self.blend or ()))
+            if not any(name.startswith("ref_") for rule in every for name in rules.columns(rule)):
                 raise ValueError("no rule here reads log-probs of a reference: leave reference out")
 
     @property

@@ -247,7 +247,9 @@ def test_dropout_of_several_ranks_survives_a_kill_to_the_last_bit(snapshots, ref
         held = [sum(tensor.numel() for tensor in state["model"].values()) for state in states]
         trained = json.loads((through / "manifest.json").read_text())["trained_parameters"]
         assert held == ([trained / 2] * 2 if name == "shared" else [trained])  # r and widths are even
-        alone = run(snapshots["paired"], tmp_path / name / "elsewhere", cache, reference, options[name] | {"progress": True})
+        alone = run(
+            snapshots["paired"], tmp_path / name / "elsewhere", cache, reference, options[name] | {"progress": True}
+        )
         assert isinstance(alone, dict) and alone["steps"] == len(lines(through))
         assert "another number of ranks (2 before, 1 now)" in capsys.readouterr().err
 
