@@ -179,6 +179,7 @@ TOGETHER = {
     "adapter": {"lora": {"r": 4}},
     "moving": {"reference": {"ema": 0.5}},
     "both": {"lora": {"r": 4}, "reference": {"tau": 2}},
+    "head": {"rule": "rm"},  # of one row, which only one rank can hold
 }
 
 
@@ -187,7 +188,7 @@ def several(snapshot: Path, folder: Path, cache: Path, reference: dict, options:
         assert isinstance(run(snapshot, folder / name, cache, reference, said), dict)
 
 
-def test_shards_go_with_adapters_and_with_references_that_move(snapshots, reference, tmp_path):
+def test_shards_go_with_adapters_with_references_that_move_and_with_a_reward_head(snapshots, reference, tmp_path):
     options = {name: {"rule": "dpo", "epochs": 3, "shard": True, **said} for name, said in TOGETHER.items()}
     where = (tmp_path / "cache", reference, options)
     several(snapshots["paired"], tmp_path / "one", *where)
