@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from rlhf_data.scoring.packs import Group, Layout
 from rlhf_data.training.adapters import like
@@ -54,7 +54,8 @@ def plain(model: PreTrainedModel, weights: dict[str, Tensor], lora: Any = None) 
     base = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
     one.load_state_dict(base, assign=True)
     one.tie_weights()
-    one.generation_config = model.generation_config
+    if isinstance(model, GenerationMixin):  # which one with a reward head is not
+        one.generation_config = model.generation_config
     return one, None if lora is None else like(lora, one, weights)
 
 
