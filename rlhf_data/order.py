@@ -48,7 +48,7 @@ def epoch_batches(
     >>> [len(rows) for rows in epoch_batches(list("abcdefg"), size=3, seed=0, epoch=0)]
     [3, 3, 1]
     >>> [len(rows) for rows in epoch_batches(list("abcdefg"), size=3, seed=0, epoch=0, even=True)]
-    [4, 3]
+    [3, 4]
     """
     assert groups is None or labels is None  # no rule asks for whole groups and for both classes
     unit, names = (np.arange(len(ids)), ids) if groups is None else _numbered(groups)
