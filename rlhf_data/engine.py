@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,29 +206,51 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
 def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress: bool) -> Path:
     """Train in rounds on what the policy itself writes; the folder of the whole, as `train` gives it."""
     from rlhf_data import rounds
+    from rlhf_data.scoring.models import device_name
+    from rlhf_data.training.ranks import agreed, by_first, joined
     from rlhf_data.training.trackers import following
 
     assert spec.train is not None and spec.train.rounds is not None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"{spec.name} trains in rounds, which run in one process: start it without torchrun")
     data = current_snapshot(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
     policy = start = resolve_model(spec.train.model, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
-    with _alone(run), following(run, spec.train.track, limited(spec.name, limit), arguments):
+    with ExitStack() as held:
+        ranks, _ = held.enter_context(joined(device_name("auto")))
+        if ranks.first:  # under torchrun all write answers and train; one does the rest
+            held.enter_context(_alone(run))
+            held.enter_context(following(run, spec.train.track, limited(spec.name, limit), arguments))
+        finished = by_first(ranks, lambda: (run / "_SUCCESS").is_file())
         done: list[rounds.Round] = []
-        for number in range(1, spec.train.rounds.n + 1 if not (run / "_SUCCESS").is_file() else 1):
+        for number in range(1, 1 if finished else spec.train.rounds.n + 1):
             one = rounds.round_spec(spec, number, policy, f"{spec.name}@{data.id}")
-            published_now = snapshot.Snapshot(build(one, workspace, limit=limit).snapshot)
-            done.append(rounds.Round(published_now, train(one, workspace, limit=limit, progress=progress)))
-            policy = {"path": str(done[-1].run / "model")}
-        if done:
+            if ranks.world > 1:
+                agreed(ranks, functools.partial(_write_share, one, workspace, limit, (ranks.rank, ranks.world)))
+            published_now = by_first(ranks, lambda one=one: str(build(one, workspace, limit=limit).snapshot))
+            made = train(one, workspace, limit=limit, progress=progress)
+            done.append(rounds.Round(snapshot.Snapshot(published_now), made))
+            policy = {"path": str(made / "model")}
+        if done and ranks.first:
             rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
             rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
-    if not (run / "report.html").is_file():
-        _report_run(spec, run, None)
-    files.write_text(run.parent / "latest", run.name + "\n")
+        if ranks.first:
+            if not (run / "report.html").is_file():
+                _report_run(spec, run, None)
+            files.write_text(run.parent / "latest", run.name + "\n")
     return run
+
+
+def _write_share(spec: Spec, workspace: Workspace, limit: int | None, share: tuple[int, int]) -> None:
+    """Write this process's share of what a round's policy answers: the build then finds it written."""
+    from rlhf_data import sampled
+
+    with in_use(workspace):
+        planned = plan(spec, workspace, limit=limit)[0]
+        if planned.cached:
+            return
+        said = planned.step.parameters
+        asked = {name: said[name] for name in ("files", "table", "rows", "skip", "seed", "limit")}
+        sampled.ask(workspace.root, _generator({**said["generate"], "share": share}, workspace), **asked)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ on what the rule demands of a step: whole groups, both classes, no step smaller 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -48,7 +48,7 @@ def epoch_batches(
     >>> [len(rows) for rows in epoch_batches(list("abcdefg"), size=3, seed=0, epoch=0)]
     [3, 3, 1]
     >>> [len(rows) for rows in epoch_batches(list("abcdefg"), size=3, seed=0, epoch=0, even=True)]
-    [4, 3]
+    [3, 4]
     """
     assert groups is None or labels is None  # no rule asks for whole groups and for both classes
     unit, names = (np.arange(len(ids)), ids) if groups is None else _numbered(groups)
@@ -77,10 +77,12 @@ def batches_from(
     groups: Sequence[str] | np.ndarray | None = None,
     labels: Sequence[bool] | np.ndarray | None = None,
     even: bool = False,
+    begins: Callable[[int, list[np.ndarray]], None] | None = None,
 ) -> Iterator[list[int]]:
     """Row numbers of each optimizer step from `step` (counted from 0) on, epoch after epoch, without end.
 
-    A function of the seed and the step alone, so a resumed run needs no other memory. See `epoch_batches`.
+    A function of the seed and the step alone, so a resumed run needs no other memory. See `epoch_batches`; `begins` is
+    told the number and the batches of each epoch before its first step.
 
     Raises:
         ValueError: `labels` are given, and one class has too few rows to be in every step.
@@ -93,6 +95,8 @@ def batches_from(
         _require_classes(labels, size)
     while True:
         made = epoch_batches(ids, size=size, seed=seed, epoch=epoch, groups=groups, labels=labels, even=even)
+        if begins is not None:
+            begins(epoch, made)
         for rows in made[at:]:
             yield rows.tolist()
         epoch, at = epoch + 1, 0

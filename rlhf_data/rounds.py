@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from rlhf_data import files, tables
 from rlhf_data.snapshot import Snapshot
 from rlhf_data.spec.sections import (
@@ -94,10 +96,12 @@ def _scored(score: Score, policy: dict[str, Any], reference: str) -> Score:
 
 
 def finish(run: Path, manifest: dict[str, Any], rounds: list[Round], rated: list[Path]) -> None:
-    """Make one run of several rounds: metrics one after the other, the last policy, and a manifest with a line a round.
+    """Make one run of several rounds: metrics and batches one after the other, the last policy, a line for each round.
+
+    An adapter is that of the last round: it is on top of the round's own start, `adapter_base` in the manifest.
 
     Args:
-        run: the folder; gets metrics.jsonl, model/, manifest.json, and _SUCCESS last.
+        run: the folder; gets metrics.jsonl, batches/, model/ (and adapter/), manifest.json, and _SUCCESS last.
         manifest: what else is known of the whole: name, model, snapshot, …
         rounds: in their order.
         rated: of each round, what its step `rate` wrote.
@@ -108,16 +112,29 @@ def finish(run: Path, manifest: dict[str, Any], rounds: list[Round], rated: list
         for text in (one.run / "metrics.jsonl").read_text().splitlines():
             line = json.loads(text)
             lines.append({**line, "step": line["step"] + steps, "round": number})
+        _renumber(one.run / "batches", run / "batches", number, ran=own["steps"], before=steps)
         steps += own["steps"]
         told.append({"round": number, **_figures(answers), **_said(one, own)})
     last = json.loads((rounds[-1].run / "manifest.json").read_text())
     files.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    if not (run / "model").is_dir():
-        with files.whole_folder(run / "model") as beside:
-            shutil.copytree(rounds[-1].run / "model", beside, copy_function=_share, dirs_exist_ok=True)
-    whole = {**last, **manifest, "steps": steps, "seconds": sum(one["seconds"] for one in told), "rounds": told}
+    for folder in ("model", "adapter"):
+        if (rounds[-1].run / folder).is_dir() and not (run / folder).is_dir():
+            with files.whole_folder(run / folder) as beside:
+                shutil.copytree(rounds[-1].run / folder, beside, copy_function=_share, dirs_exist_ok=True)
+    base = {"adapter_base": last["model"]} if (run / "adapter").is_dir() else {}
+    seconds = sum(one["seconds"] for one in told)
+    whole = {**last, **base, **manifest, "steps": steps, "seconds": seconds, "rounds": told}
     files.write_text(run / "manifest.json", json.dumps(whole, indent=2))
     (run / "_SUCCESS").touch()
+
+
+def _renumber(planned: Path, to: Path, number: int, *, ran: int, before: int) -> None:
+    """The tables of a round's batches, of the `ran` steps that it took, with its steps counted from `before` on."""
+    for path in sorted(planned.glob("*.parquet")):
+        taken = pl.read_parquet(path).filter(pl.col("step") <= ran).with_columns(pl.col("step") + before)
+        to.mkdir(exist_ok=True)
+        with files.whole_file(to / f"round-{number:05d}-{path.name}") as beside:
+            taken.write_parquet(beside)
 
 
 def _said(one: Round, own: dict[str, Any]) -> dict[str, Any]:

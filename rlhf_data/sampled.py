@@ -55,15 +55,33 @@ def read_samples(
     Returns:
         Counts of samples and of observations.
     """
-    drawn = draw(prompts_of(files, table), rows=rows, skip=skip, seed=seed)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        asked = Path(folder) / "prompts.parquet"
-        (drawn if limit is None else drawn.head(limit)).write_parquet(asked)
-        written = generator(asked)
+    written = ask(out, generator, files=files, table=table, rows=rows, skip=skip, seed=seed, limit=limit)
     (out / "samples.json").write_text(json.dumps({"samples": written.parent.name}))  # what `gc` must leave
     options = {"model": policy, "unfinished": unfinished}
     reading: dict[str, Any] = {"adapter": "written", "options": options, "version": version, "category": category}
     return ingest(out, chunks=chunks, source=source, files={"raw": [str(written)]}, **reading)
+
+
+def ask(
+    folder: Path,
+    generator: Generator,
+    *,
+    files: list[str],
+    table: str,
+    rows: int | None,
+    skip: int,
+    seed: int,
+    limit: int | None,
+) -> Path:
+    """What `generator` gives for the prompts that `read_samples` draws with these arguments.
+
+    For the time being their file is in `folder`.
+    """
+    drawn = draw(prompts_of(files, table), rows=rows, skip=skip, seed=seed)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        asked = Path(own) / "prompts.parquet"
+        (drawn if limit is None else drawn.head(limit)).write_parquet(asked)
+        return generator(asked)
 
 
 def prompts_of(files: list[str], table: str) -> pl.DataFrame:

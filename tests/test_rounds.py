@@ -3,10 +3,14 @@
 import functools
 import importlib
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
+from torch import distributed
 
 from rlhf_data import engine
 from rlhf_data.cli import run_command
@@ -18,6 +22,7 @@ from rlhf_data.spec.sections import Score
 from rlhf_data.training import trackers
 from tests import tiny_model
 from tests.project import SPEC, ratings
+from tests.training.together import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +71,8 @@ def test_rounds_raise_the_reward_that_they_are_rated_by(online, capsys):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, manifest["steps"] + 1))
     assert [line["round"] for line in lines] == [1] * first["steps"] + [2] * second["steps"]
+    batches = pl.read_parquet(run / "batches" / "*.parquet").group_by("step").len().sort("step")
+    assert batches.rows() == [(line["step"], line["rows"]) for line in lines]
     assert (run / "report.html").read_text().count("<td") and (run / "model" / "config.json").is_file()
 
 
@@ -181,3 +188,28 @@ def test_rounds_that_cannot_work_are_refused_before_anything_runs(online):
     assert "no module no_such_module" in told
     scored = ONLINE.replace("  max_length: 64\n", "").replace("publish:", "score: {model: model}\npublish:")
     assert "needs labels, and what a policy writes has none" in wrong(online, scored.replace("rule: raft", "rule: kto"))
+
+
+def trained(root: Path) -> str:
+    os.chdir(root)
+    os.environ |= {"RANK": str(distributed.get_rank()), "WORLD_SIZE": "2"}
+    ((spec, _),) = read_all(root / "demo.yaml").values()
+    return str(engine.train(spec, Workspace(Path("both")), progress=False))
+
+
+def test_rounds_of_two_ranks_write_the_answers_of_one_and_train_its_policy(online):
+    online.spec(ONLINE.replace("  model: model\n", "  model: model\n  lora: {r: 4}\n"))
+    spec = spec_of(online)
+    engine.build(spec, Workspace(Path("alone")))
+    shutil.copytree("alone", "both")
+    alone = engine.train(spec, Workspace(Path("alone")), progress=False)
+    run, same = together(2, online.folder / "ranks", trained, online.folder)
+    assert run == same
+    one, two = (json.loads((Path(folder) / "manifest.json").read_text()) for folder in (alone, run))
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    first, second = ([part["rounds"][k] for part in (one, two)] for k in (0, 1))
+    assert first[0]["reward"] == first[1]["reward"] and first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-5)
+    assert [part["answers"] for part in second] == [72, 72]
+    assert (Path(run) / "adapter" / "adapter_model.safetensors").is_file()
+    assert two["adapter_base"] == {"path": str(Path(first[1]["run"]) / "model")}
+    assert sorted(p.name for p in Path(run).iterdir()) == sorted(p.name for p in Path(alone).iterdir())

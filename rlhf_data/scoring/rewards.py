@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from rlhf_data.scoring import identity, models, recipe
@@ -276,6 +282,11 @@ def _read(folder: Path, *, head_seed: int | None, name: str, **options: Any) -> 
         raise ValueError(f"it tells {config.num_labels} classes apart, and a reward model gives one number")
     if not trained and head_seed is None:
         raise ValueError("it is no reward model: train one with `rule: rm`, and name its run")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"transformers has no {config.model_type} with a head for scores: start from a model of another family, "
+            "such as llama, qwen or mistral"
+        )
     shown = logging.get_verbosity()
     logging.set_verbosity_error()  # that the head is new is no news
     try:

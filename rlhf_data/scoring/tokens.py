@@ -81,12 +81,6 @@ class Groups(Sequence):
             return [self[k] for k in range(*i.indices(len(self)))]
         return Group(self.ids[self.prompt[i]], [self.ids[k] for k in self.completions[i].tolist()])
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """Tokens that each row runs when it is packed, (n,): what balances a step between processes."""
-        lengths = self.ids.lengths
-        return lengths[self.prompt] + lengths[self.completions].sum(1) - self.completions.shape[1]
-
 
 @dataclass(frozen=True)
 class Tokens:

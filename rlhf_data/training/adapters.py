@@ -118,6 +118,15 @@ def save(lora: Any, folder: Path) -> None:
     assert (folder / CONFIG).is_file()
 
 
+def like(lora: Any, model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Any:
+    """An adapter on `model` as `lora` is one on another of its kind, with those of `weights` that are an adapter's."""
+    said = lora.peft_config[_NAME]
+    targets = sorted(said.target_modules)
+    one = attach(model, r=said.r, alpha=said.lora_alpha, dropout=said.lora_dropout, targets=targets)
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if ".lora_" in name}, strict=False)
+    return one
+
+
 def merge(lora: Any) -> PreTrainedModel:
     """The model with the adapter added to its weights, in place: a plain model again."""
     return lora.merge_and_unload(safe_merge=True)

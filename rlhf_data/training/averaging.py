@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_data.training.batches import Rows
+from rlhf_data.training.sharding import forget_whole, held
 from rlhf_data.training.step import Policy, measured
 
 # Columns that a moving reference fills, with the completion of the row that each is of.
@@ -34,8 +36,12 @@ _LIVE = {
 
 @dataclass(frozen=True)
 class Moving:
-    """A reference that follows a model: `values[i]` stands for `parameters[i]` while it is measured."""
+    """A reference that follows `model`: `values[i]` stands for `parameters[i]` while it is measured.
 
+    Of a model in shares, each rank holds the values of its share.
+    """
+
+    model: nn.Module
     parameters: list[nn.Parameter]
     values: list[Tensor]
     alpha: float
@@ -84,7 +90,8 @@ def follow(model: nn.Module, *, alpha: float, tau: int, adapted: bool = False) -
         raise ValueError(
             f"alpha is {alpha}: an average needs dtype float32, as small changes vanish in less; or alpha: 1"
         )
-    return Moving(parameters, [parameter.detach().clone() for parameter in parameters], alpha, tau)
+    values = [parameter.detach().clone() for parameter in parameters]
+    return Moving(model, parameters, values, alpha, tau)
 
 
 @contextmanager
@@ -104,16 +111,10 @@ def update(reference: Moving, step: int) -> bool:
         return False
     for value, parameter in zip(reference.values, reference.parameters, strict=True):
         if reference.alpha == 1:
-            value.copy_(parameter)
+            held(value).copy_(held(parameter))
         else:
-            value.lerp_(parameter, reference.alpha)
+            held(value).lerp_(held(parameter), reference.alpha)
     return True
-
-
-def restore(reference: Moving, values: Sequence[Tensor]) -> None:
-    """Set the reference to the values of a checkpoint."""
-    for value, kept in zip(reference.values, values, strict=True):
-        value.copy_(kept)
 
 
 def stored_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -157,6 +158,13 @@ def with_references(
     return taken
 
 
+@torch.no_grad()
 def _exchange(reference: Moving) -> None:
-    for i, parameter in enumerate(reference.parameters):
-        parameter.data, reference.values[i] = reference.values[i], parameter.data
+    for i, (parameter, value) in enumerate(zip(reference.parameters, reference.values, strict=True)):
+        if isinstance(parameter, DTensor):  # FSDP knows its shares by where they lie
+            before = held(parameter).clone()
+            held(parameter).copy_(held(value))
+            held(value).copy_(before)
+        else:
+            parameter.data, reference.values[i] = value, parameter.data
+    forget_whole(reference.model)

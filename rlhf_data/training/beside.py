@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from rlhf_data.training import averaging, blend
 from rlhf_data.training.averaging import Moving
 from rlhf_data.training.batches import Rows
@@ -53,14 +55,7 @@ class Beside:
             except ValueError as error:
                 raise ValueError(f"blend {part.name}: {error}") from error
 
-    def carried(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
-        values = None if self.reference is None else self.reference.values
-        return {"reference": values, "memories": self.memories}
-
-    def restore(self, carried: dict[str, Any]) -> None:
-        """Go on from what a checkpoint held; {} is the beginning."""
-        if carried:
-            self.memories = carried["memories"]
-        if carried and self.reference is not None:
-            averaging.restore(self.reference, carried["reference"])
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """The numbers of a reference that moves."""
+        return () if self.reference is None else self.reference.values

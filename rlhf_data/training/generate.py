@@ -266,6 +266,7 @@ def samples(
     engine: str = "auto",
     seed: int = 0,
     block: int = BLOCK,
+    share: tuple[int, int] | None = None,
     cache: Path,
     progress: bool = True,
 ) -> Path:
@@ -288,6 +289,9 @@ def samples(
         engine: see `open_writer`.
         seed: of the sampling.
         block: prompts of a block.
+        share: (this process's number from 0, how many there are) where several write at once: each writes every so
+            manieth block, and leaves it to a later call without a share to put them together; vLLM, which takes the
+            first GPU that it sees, writes in that call.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr counts prompts.
 
@@ -319,6 +323,8 @@ def samples(
     if done.is_file() and (folder / "samples.json").is_file():
         os.utime(folder)  # it was used: `gc` spares it for a while
         return done
+    if share is not None and told["engine"] == "vllm":
+        return done
     tokenizer = models.load_tokenizer(model, cache=cache)
     codes = refused_prompts(tokenizer, for_inference([row["prompt"] for row in prompts], model), **encoding)
     kept = [row for row, code in zip(prompts, codes, strict=True) if code is None]
@@ -326,7 +332,8 @@ def samples(
     if not kept:
         raise ValueError(f"none of the {len(prompts)} prompts can be encoded: {refused or 'there is none'}")
     parts = [folder / f"part-{start // block:05}.parquet" for start in range(0, len(kept), block)]
-    missing = [k for k, part in enumerate(parts) if not part.is_file()]
+    number, world = share or (0, 1)
+    missing = [k for k, part in enumerate(parts) if k % world == number and not part.is_file()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         numeric = {"dtype": dtype, "device": device, "engine": engine, "cache": cache}
@@ -344,6 +351,8 @@ def samples(
                 written = write(writer, tokenizer, asked, **sampling, **encoding, seed=drawn, progress=False)
                 _publish(_table(here, written), parts[k])
                 shown.update(len(here))
+    if share is not None:
+        return done
     _publish(pa.concat_tables([pq.read_table(part) for part in parts]), done)
     write_text(folder / "samples.json", json.dumps({**told, "model": model, "refused": refused}, indent=2))
     for part in parts:

@@ -2,14 +2,16 @@
 
 import math
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from xxhash import xxh3_64_intdigest
 
 from rlhf_data import rules
-from rlhf_data.order import batches_from, steps_of_epoch
-from rlhf_data.scoring.progress import bar
+from rlhf_data.order import steps_of_epoch
+from rlhf_data.scoring.progress import bar, say
 from rlhf_data.training import checkpoint, metrics, planned
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.beside import Beside
@@ -40,15 +42,20 @@ def optimise(
     per_epoch = steps_of_epoch(rows.ids, size=size, groups=demands.groups, even=demands.even)
     total = min(math.ceil(arguments["epochs"] * per_epoch - 1e-9), arguments["max_steps"] or 1 << 62)
     optimizer = adamw(model, arguments["weight_decay"])
-    first, memory, carried = checkpoint.restore(run / "checkpoints", model, optimizer)
-    beside.restore(carried)
-    memory = rules.memory(arguments["rule"]) if memory is None else memory
+    found = checkpoint.restore(run / "checkpoints", model, optimizer, beside.values)
+    first, memory = found.get("step", 0), found.get("memory", rules.memory(arguments["rule"]))
+    beside.memories = found.get("memories", beside.memories)
+    before, now = found.get("ranks"), policy.ranks.world
+    if before not in (None, now) and (arguments["lora"] or {}).get("dropout"):
+        told = f"the run goes on with another number of ranks ({before} before, {now} now), whose dropout differs"
+        say(f"{told}: its result is another than it would have been, neither better nor worse", shown=progress)
     if first_rank:
         metrics.keep_until(run / "metrics.jsonl", first)
     batches = planned.batches(run if first_rank else None, first, rows.ids, demands, size=size, seed=seed)
     gap = None
     if first == 0:
-        picked = next(batches_from(0, rows.ids, size=size, seed=seed, **demands._asdict()))
+        picked = next(batches)
+        batches = chain([picked], batches)
         gap = check_first_batch(policy, rows, picked, recipe, arguments)
         beside.check(policy, arguments)
     line: dict[str, Any] = {}
@@ -63,6 +70,8 @@ def optimise(
             schedule=arguments["schedule"],
         )
         picked = next(batches)
+        # A function of the step, so that a run that resumes draws what it would have drawn; each rank draws its own.
+        torch.manual_seed(xxh3_64_intdigest(f"dropout:{seed}:{step}:{policy.ranks.rank}".encode()))
         line, tokens, memory = _step(policy, optimizer, rows, picked, rate, arguments, memory, beside, step)
         speed = {"tokens_per_second": round(tokens / (time.monotonic() - at), 1)}
         line = {"step": step + 1, "epoch": round((step + 1) / per_epoch, 6)} | line | speed
@@ -71,8 +80,8 @@ def optimise(
         shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
         shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            carried = beside.carried()
-            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, memory, carried, writes=first_rank)
+            carried = {"memory": memory, "memories": beside.memories}
+            checkpoint.save(run / "checkpoints", step + 1, model, optimizer, beside.values, carried, policy.ranks)
     shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}
 

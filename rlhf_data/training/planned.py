@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlhf_data import files, rules
-from rlhf_data.order import batches_from, epoch_batches, steps_of_epoch
+from rlhf_data.order import batches_from
 from rlhf_data.training.batches import Rows
 
 
@@ -58,16 +57,14 @@ def batches(
     Raises:
         ValueError: see `batches_from`.
     """
-    wants = demands._asdict()
-    per_epoch = steps_of_epoch(ids, size=size, groups=demands.groups, even=demands.even)
-    written = -1
-    for number, rows in enumerate(batches_from(step, ids, size=size, seed=seed, **wants), start=step):
-        epoch = number // per_epoch
-        if run is not None and epoch > written:
-            made = epoch_batches(ids, size=size, seed=seed, epoch=epoch, **wants)
-            _write(run / "batches" / f"epoch-{epoch:05d}.parquet", table(made, ids, first=epoch * per_epoch))
-            written = epoch
-        yield rows
+
+    def write(epoch: int, made: list[np.ndarray]) -> None:
+        planned = table(made, ids, first=epoch * len(made))
+        assert run is not None
+        _write(run / "batches" / f"epoch-{epoch:05d}.parquet", planned)
+
+    begins = None if run is None else write
+    return batches_from(step, ids, size=size, seed=seed, **demands._asdict(), begins=begins)
 
 
 def table(batches: Sequence[np.ndarray], ids: Sequence[str], *, first: int) -> pa.Table:
@@ -92,23 +89,6 @@ def table(batches: Sequence[np.ndarray], ids: Sequence[str], *, first: int) -> p
             "row_id": pa.array(ids, pa.string()).take(pa.array(rows)),
         }
     )
-
-
-def rows_of_step(run: Path, step: int) -> list[str]:
-    """The ids of the rows that a step of a run took, in order.
-
-    Args:
-        run: its folder.
-        step: as in metrics.jsonl, from 1.
-
-    Raises:
-        ValueError: the run has planned no such step.
-    """
-    for path in sorted((run / "batches").glob("epoch-*.parquet")):
-        taken = pq.read_table(path, columns=["step", "row_id"], filters=pc.field("step") == step)
-        if taken.num_rows:
-            return taken["row_id"].to_pylist()
-    raise ValueError(f"{run} has no step {step} in its batches: the first is 1, and an epoch is planned as it begins")
 
 
 def _write(path: Path, planned: pa.Table) -> None:

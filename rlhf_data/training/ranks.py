@@ -16,8 +16,9 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 
-# Rank 0 may take long over what the others wait for: saving a large model, or a first look at many rows.
-_PATIENCE = timedelta(hours=2)
+# Rank 0 may take long over what the others wait for: a first look at many rows, or rating what a round's policy wrote.
+# A process that dies ends them all, by torchrun's hand; so this is no guard against that.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,18 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     Args:
         device: "cpu" or "cuda"; of several ranks each takes the GPU of its place on its machine.
     """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     if distributed.is_available() and distributed.is_initialized():
         yield Ranks(distributed.get_rank(), distributed.get_world_size()), device
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not several:
         yield ALONE, device
         return
-    backend = "gloo"
-    if device == "cuda":
-        backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+    if device != "cpu":
         torch.cuda.set_device(device)
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=_PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size()), device
     finally:

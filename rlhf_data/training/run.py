@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_data import files, rules
@@ -64,7 +63,6 @@ def _train(
     arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
     by_first(ranks, lambda: _claim(run, arguments))
     by_first(ranks, lambda: models.plain_folder(parts(settings.model)[0], cache).name)
-    torch.manual_seed(settings.seed)
     started = time.monotonic()
     if ranks.world > 1:  # and the token ids
         by_first(ranks, lambda: len(_rows(snapshot, settings, cache)))
@@ -92,11 +90,12 @@ def _train(
     weights = whole_state(policy.model, kept=ranks.first) if policy.sharded else {}
 
     def finish() -> dict[str, Any]:
-        if policy.adapter is not None:
-            return _finish_adapter(run, policy.adapter, tokenizer, manifest, cache)
-        return _finish(
-            run, plain(policy.model, weights) if policy.sharded else policy.model, tokenizer, manifest, cache
-        )
+        model, adapter = policy.model, policy.adapter
+        if policy.sharded:
+            model, adapter = plain(model, weights, adapter)
+        if adapter is not None:
+            return _finish_adapter(run, adapter, tokenizer, manifest, cache)
+        return _finish(run, model, tokenizer, manifest, cache)
 
     return by_first(ranks, finish)
 

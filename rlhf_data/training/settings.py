@@ -123,13 +123,13 @@ class Settings:
         if wrong := [name for name, holds in limits.items() if not holds]:
             values = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
             raise ValueError(f"out of range: {values}; see the documentation of Settings")
-        if self.shard and (self.lora is not None or self.reference is not None):
-            what = "lora" if self.lora is not None else "reference"
-            raise ValueError(f"shard does not go with {what}: leave shard out, so that every rank has the whole model")
         if self.lora is not None:
             check_adapter(self.lora, self.model)
         if self.reference is not None:
             moving(self.reference)
+            every = (self.rule, *(part["rule"] for part in self.blend or ()))
+            if not any(name.startswith("ref_") for rule in every for name in rules.columns(rule)):
+                raise ValueError("no rule here reads log-probs of a reference: leave reference out")
 
     @property
     def encoding(self) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import GenerationMixin, PreTrainedModel
 
 from rlhf_data.scoring.packs import Group, Layout
+from rlhf_data.training.adapters import like
 from rlhf_data.training.step import measure
 
 
@@ -39,15 +40,42 @@ def _measure(
     return [[one.clone() for one in group] for group in logps], log_p2  # FSDP's hooks do not hold on views
 
 
-def plain(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """A model on the CPU like `model` was before it was divided, with `weights`, which are whole."""
+def plain(model: PreTrainedModel, weights: dict[str, Tensor], lora: Any = None) -> tuple[PreTrainedModel, Any]:
+    """A model on the CPU like `model` was before it was divided, with `weights`, which are whole; and its adapter.
+
+    Args:
+        model: divided.
+        weights: of `whole_state`.
+        lora: peft's hold on `model`, where it has an adapter; the one that is returned is on the new model.
+    """
     kind = type(model).__bases__[1]  # FSDP makes a class of its own, from itself and the model's
     with torch.device("meta"):
         one = kind(model.config)
-    one.load_state_dict(weights, assign=True)
+    base = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
+    one.load_state_dict(base, assign=True)
     one.tie_weights()
-    one.generation_config = model.generation_config
-    return one
+    if isinstance(model, GenerationMixin):  # which one with a reward head is not
+        one.generation_config = model.generation_config
+    return one, None if lora is None else like(lora, one, weights)
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, without a copy: its share of the rows, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: Tensor) -> int:
+    """The number of the first row that this rank holds: FSDP deals rows out as torch.chunk does."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    mesh = tensor.device_mesh
+    return min(len(tensor), mesh.get_local_rank() * -(-len(tensor) // mesh.size()))
+
+
+def forget_whole(model: torch.nn.Module) -> None:
+    """Drop what a forward without gradients left whole of a divided model: its shares have other numbers now."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -56,40 +84,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state(model: PreTrainedModel, *, kept: bool) -> dict[str, Tensor]:
-    """The model's state, whole, on the CPU where it was in shares; empty where it is not `kept`. All ranks must ask."""
-    return _gathered(model.state_dict(), kept=kept)
-
-
-def whole_optimizer_state(optimizer: torch.optim.Optimizer, *, kept: bool) -> dict[str, Any]:
-    """The same of an optimizer."""
-    state = optimizer.state_dict()
-    held = {number: _gathered(values, kept=kept) for number, values in state["state"].items()}
-    return {"state": held, "param_groups": state["param_groups"]} if kept else {}
-
-
-def load_whole(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], moments: dict[str, Any]
-) -> None:
-    """Load whole states, of each tensor the rank's share."""
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(_like(weights[name], tensor))
-    optimizer.load_state_dict(moments)
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-                values[name] = _like(value, parameter)
-
-
-def _gathered(state: dict[str, Any], *, kept: bool) -> dict[str, Any]:
+    """The model's state, a tensor at a time whole, then on the CPU where it is `kept`. All ranks must ask."""
     found = {}
-    for name, value in state.items():
-        one = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+    for name, value in model.state_dict().items():
+        one = whole(value)
         if kept:
-            found[name] = one
+            found[name] = one.cpu()
     return found
-
-
-def _like(value: Tensor, like: Tensor) -> Tensor:
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -96,6 +96,14 @@ def test_a_reference_that_cannot_move_is_refused(said, message):
         moving(said)
 
 
+def test_a_reference_that_no_rule_reads_is_refused(unscored, reference, tmp_path):
+    for rule, blend in (("simpo", None), ("simpo", [{"snapshot": unscored, "rule": "simpo"}])):
+        with pytest.raises(ValueError, match="no rule here reads log-probs of a reference"):
+            fit(unscored, tmp_path / "run", reference, rule=rule, blend=blend, reference={"ema": 0.9})
+    fit(unscored, tmp_path / "run", reference, rule="simpo", blend=[{"snapshot": unscored, "rule": "dpo"}],
+        reference={"ema": 0.9}, max_steps=1)  # fmt: skip
+
+
 def test_small_steps_of_coarse_numbers_and_averages_of_factors_are_refused():
     layer = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="small changes vanish"):

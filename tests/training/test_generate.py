@@ -69,6 +69,16 @@ def test_what_was_killed_goes_on_with_the_first_block_that_is_not_there(folder, 
     assert pq.read_table(resumed).equals(pq.read_table(whole))
 
 
+def test_processes_that_share_the_blocks_write_what_one_writes(folder, reference, tmp_path):
+    options = {"model": reference, "cache": folder / "cache", "block": 2, **SHORT}
+    whole = samples(tmp_path / "whole", ROWS, **options)
+    for number, blocks in ((1, [1, 3]), (0, [0, 1, 2, 3])):  # of 2, 2, 2 and 1 rows
+        said = samples(tmp_path / "shared", ROWS, share=(number, 2), **options)
+        assert not said.exists()
+        assert sorted(int(part.stem[5:]) for part in said.parent.glob("part-*")) == blocks
+    assert samples(tmp_path / "shared", ROWS, **options).read_bytes() == whole.read_bytes()
+
+
 def test_the_same_question_is_answered_from_the_store_and_another_is_not(folder, reference, tmp_path, monkeypatch):
     options = {"cache": folder / "cache", **SHORT}
     first = samples(tmp_path, ROWS, model=reference, **options)

@@ -1,6 +1,7 @@
 """Two and four processes take the step that one would have taken."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import distributed
 from rlhf_data.order import share
 from rlhf_data.scoring import models
 from rlhf_data.scoring.packs import Group
-from rlhf_data.training import train
+from rlhf_data.training import loop, train
 from rlhf_data.training.ranks import ALONE, Ranks, sum_gradients
 from rlhf_data.training.sharding import shard, whole
 from rlhf_data.training.step import Policy, accumulate, divide
@@ -98,8 +99,7 @@ def run(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dic
             learning_rate=1e-3,
             batch_size=3,
             cache=cache,
-            progress=False,
-            **options,
+            **({"progress": False} | options),
         )
     except ValueError as error:
         return str(error)
@@ -173,3 +173,92 @@ def test_every_row_has_one_rank_and_no_rank_has_much_more_than_another(sizes, wo
     assert sorted(i for rows in shares for i in rows) == list(range(len(sizes)))
     loads = [sum(sizes[i] for i in rows) for rows in shares]
     assert max(loads) - min(loads) <= max(sizes)
+
+
+TOGETHER = {
+    "adapter": {"lora": {"r": 4}},
+    "moving": {"reference": {"ema": 0.5}},
+    "both": {"lora": {"r": 4}, "reference": {"tau": 2}},
+    "head": {"rule": "rm"},  # of one row, which only one rank can hold
+}
+
+
+def several(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict[str, dict]) -> None:
+    for name, said in options.items():
+        assert isinstance(run(snapshot, folder / name, cache, reference, said), dict)
+
+
+def test_shards_go_with_adapters_with_references_that_move_and_with_a_reward_head(snapshots, reference, tmp_path):
+    options = {name: {"rule": "dpo", "epochs": 3, "shard": True, **said} for name, said in TOGETHER.items()}
+    where = (tmp_path / "cache", reference, options)
+    several(snapshots["paired"], tmp_path / "one", *where)
+    together(2, tmp_path / "ranks", several, snapshots["paired"], tmp_path / "two", *where)
+    for name in options:
+        two, one = tmp_path / "two" / name, tmp_path / "one" / name
+        manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (two, one)]
+        assert [said["sharded"] for said in manifests] == [True, False]
+        assert manifests[0]["trained_parameters"] == manifests[1]["trained_parameters"]
+        assert sorted(path.name for path in two.rglob("*")) == sorted(path.name for path in one.rglob("*"))
+        for mine, alone in zip(lines(two), lines(one), strict=True):
+            assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-6), name
+            assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5), name
+            assert mine.get("reference_moved") == alone.get("reference_moved")
+        for path in one.glob("*/*.safetensors"):
+            weights = load_file(path)
+            for key, tensor in load_file(two / path.relative_to(one)).items():
+                torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-6, msg=f"{name} {key}")
+
+
+def killed_and_resumed(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict[str, dict]) -> None:
+    """Each run twice: through, and killed at its fourth step and resumed with other random numbers about."""
+    for name, said in options.items():
+        assert isinstance(run(snapshot, folder / name / "through", cache, reference, said), dict)
+        real, done = loop._step, []
+
+        def dies(*arguments, real=real, done=done):
+            done.append(1)
+            if len(done) == 4:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        loop._step = dies
+        with pytest.raises(KeyboardInterrupt):
+            run(snapshot, folder / name / "killed", cache, reference, said)
+        loop._step = real
+        distributed.barrier()
+        if distributed.get_rank() == 0:
+            shutil.copytree(folder / name / "killed", folder / name / "elsewhere")
+        torch.manual_seed(99 + distributed.get_rank())
+        assert isinstance(run(snapshot, folder / name / "killed", cache, reference, said), dict)
+
+
+def test_dropout_of_several_ranks_survives_a_kill_to_the_last_bit(snapshots, reference, tmp_path, capsys):
+    said = {"rule": "dpo", "epochs": 3, "checkpoint_every": 3, "lora": {"r": 4, "dropout": 0.1}}
+    options = {"whole": said, "shared": said | {"shard": True, "reference": {"tau": 2}}}
+    cache = tmp_path / "cache"
+    together(2, tmp_path / "ranks", killed_and_resumed, snapshots["paired"], tmp_path, cache, reference, options)
+    for name in options:
+        through, killed = tmp_path / name / "through", tmp_path / name / "killed"
+        for path in through.glob("*/*.safetensors"):
+            assert path.read_bytes() == (killed / path.relative_to(through)).read_bytes()
+        for mine, before in zip(lines(killed), lines(through), strict=True):
+            assert {**mine, "tokens_per_second": 0} == {**before, "tokens_per_second": 0}
+        files = sorted((tmp_path / name / "elsewhere" / "checkpoints" / "step-3").iterdir())
+        states = [torch.load(path, weights_only=True) for path in files]
+        held = [sum(tensor.numel() for tensor in state["model"].values()) for state in states]
+        trained = json.loads((through / "manifest.json").read_text())["trained_parameters"]
+        assert held == ([trained / 2] * 2 if name == "shared" else [trained])  # r and widths are even
+        alone = run(
+            snapshots["paired"], tmp_path / name / "elsewhere", cache, reference, options[name] | {"progress": True}
+        )
+        assert isinstance(alone, dict) and alone["steps"] == len(lines(through))
+        assert "another number of ranks (2 before, 1 now)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lacks_a_rank_is_refused(snapshots, reference, tmp_path):
+    options = {"rule": "dpo", "epochs": 2, "shard": True, "checkpoint_every": 2}
+    where = (snapshots["paired"], tmp_path / "two", tmp_path / "cache", reference, options)
+    together(2, tmp_path / "first", stopped, *where)
+    (tmp_path / "two" / "checkpoints" / "step-2" / "state-1.pt").unlink()
+    said = run(*where)
+    assert isinstance(said, str) and "step-2 cannot be read: delete this folder" in said

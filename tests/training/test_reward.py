@@ -9,7 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, MistralConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    MistralConfig,
+)
 from transformers import MistralForSequenceClassification as Mistral
 
 from rlhf_data.scoring import models, rewards
@@ -192,6 +198,46 @@ def test_a_killed_run_ends_with_the_same_bits(paired, reference, folder, monkeyp
 def test_a_reward_model_may_go_on_from_a_reward_model(paired, trained, folder):
     run(paired, folder / "further", {"path": str(trained / "model")}, max_steps=1)
     assert lines(folder / "further")[0]["accuracy"] == 1
+
+
+SHAPE = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 1}
+TYPES = {"Qwen2": "qwen2", "Qwen3Moe": "qwen3_moe", "Mixtral": "mixtral", "GPTNeoX": "gpt_neox", "GPT2": "gpt2"}
+TYPES |= {"Gemma2": "gemma2"}
+FAMILIES = {
+    "Qwen2": {},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "GPTNeoX": {},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "Gemma2": {"head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_learns_the_pairs_and_is_saved_as_its_stock_classifier(family, paired, tmp_path):
+    torch.manual_seed(0)
+    said = SHAPE | {"bos_token_id": 2} | FAMILIES[family]
+    start = tmp_path / "start"
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(TYPES[family], **said)).save_pretrained(start)
+    tiny_model.tokenizer().save_pretrained(start)
+    manifest = run(paired, tmp_path / "run", {"path": str(start)}, learning_rate=3e-3, epochs=3)
+    first, *_, last = lines(tmp_path / "run")
+    assert last["loss"] < first["loss"] and last["accuracy"] == 1
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
+    assert type(stock).__name__ == f"{family}ForSequenceClassification"
+    ours, _ = rewards.load_reward_model({"path": str(tmp_path / "run" / "model")}, cache=tmp_path / "cache")
+    with torch.no_grad():
+        mine = rewards.sequence_scores(ours, [Group([5, 6, 7], [[8, 9, 10]])], manifest["layout"])[0][0]
+        torch.testing.assert_close(mine, stock(torch.tensor([[5, 6, 7, 8, 9, 10]])).logits[0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_without_a_head_for_scores_is_refused(paired, tmp_path):
+    config = AutoConfig.for_model("granite", **SHAPE | {"bos_token_id": 2})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "start")
+    tiny_model.tokenizer().save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match="transformers has no granite with a head for scores"):
+        run(paired, tmp_path / "run", {"path": str(tmp_path / "start")})
 
 
 def test_a_language_model_is_no_reward_model(folder, reference):
