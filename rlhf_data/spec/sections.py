@@ -129,7 +129,7 @@ class Source(Section):
     license: str | None = None
     category: str | None = Field(default=None, description="the category of every row that has none")
     keep_columns: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="raw columns that the published rows have too, as kept_NAME"
+        default=None, description="raw columns that the published rows have too, as kept_NAME"
     )
 
     @model_validator(mode="after")
