@@ -87,7 +87,7 @@ def build(
             check({file: one}, space)  # alone, as it is built: a model that is not trained yet stops it now, not later
         return [build(str(file), workspace, limit, variables) for file in specs][-1]
     ((one, _),) = specs.values()
-    with in_use(space):  # `gc` waits until the last step has read what it needs
+    with in_use(space):  # `gc` refuses until the last step has read what it needs
         return str(_build(one, space, limit))
 
 

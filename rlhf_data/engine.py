@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +164,7 @@ def score_status(
         last, by_name = planned[-1].step, {p.step.name: p for p in planned}
         inputs = {key: workspace.step(by_name[name].fingerprint) for key, name in last.inputs.items()}
         told = {key: last.parameters[key] for key in ("table", "partners", "seed")}
-        with tempfile.TemporaryDirectory(dir=workspace.root) as folder:
+        with tempfile.TemporaryDirectory(dir=workspace.root, prefix=".", suffix=".tmp") as folder:
             requests = Path(folder) / "requests.parquet"
             reference.write_requests(reference.asked(inputs, **told), requests)
             recipes = {"ref": last.parameters["score"], **last.parameters["others"]}
@@ -185,22 +185,29 @@ def train(spec: Spec, workspace: Workspace, *, limit: int | None = None, progres
         raise ValueError(f"{spec.name} has no train section: add train: {{rule: dpo, model: …}}")
     if spec.train.rounds is not None:
         return _train_rounds(spec, workspace, limit, progress)
+    from rlhf_data.scoring.models import device_name
     from rlhf_data.training import train as fit
+    from rlhf_data.training.ranks import by_first, joined
     from rlhf_data.training.trackers import following
 
     data = current_snapshot(spec, workspace, limit)
     arguments = train_arguments(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
-    first = os.environ.get("RANK", "0") == "0"  # under torchrun all train and one writes
-    followed = following(run, spec.train.track, limited(spec.name, limit), arguments)
-    with _alone(run) if first else nullcontext(), followed if first else nullcontext():
+    with ExitStack() as held:
+        ranks, _ = held.enter_context(joined(device_name("auto")))
+        if ranks.first:  # under torchrun all train and one writes
+            held.enter_context(_alone(run))
+            held.enter_context(following(run, spec.train.track, limited(spec.name, limit), arguments))
         fit(data.path, run, **arguments, cache=workspace.root, progress=progress)
-    if not first:
-        return run
+        by_first(ranks, lambda: _name_latest(spec, run))  # before any rank goes on to a spec that reads this run
+    return run
+
+
+def _name_latest(spec: Spec, run: Path) -> None:
+    """Draw a finished run's page, and let others find it by its spec's name."""
     if not (run / "report.html").is_file():
         _report_run(spec, run, None)
     files.write_text(run.parent / "latest", run.name + "\n")
-    return run
 
 
 def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress: bool) -> Path:
@@ -230,13 +237,14 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
             made = train(one, workspace, limit=limit, progress=progress)
             done.append(rounds.Round(snapshot.Snapshot(published_now), made))
             policy = {"path": str(made / "model")}
-        if done and ranks.first:
-            rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
-            rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
-        if ranks.first:
-            if not (run / "report.html").is_file():
-                _report_run(spec, run, None)
-            files.write_text(run.parent / "latest", run.name + "\n")
+
+        def finish() -> None:
+            if done:
+                rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
+                rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
+            _name_latest(spec, run)
+
+        by_first(ranks, finish)
     return run
 
 

@@ -78,7 +78,7 @@ def ask(
     For the time being their file is in `folder`.
     """
     drawn = draw(prompts_of(files, table), rows=rows, skip=skip, seed=seed)
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as own:
         asked = Path(own) / "prompts.parquet"
         (drawn if limit is None else drawn.head(limit)).write_parquet(asked)
         return generator(asked)

@@ -303,15 +303,21 @@ def _with_kept(rows: pl.DataFrame, keep: dict[str, list[str]], inputs: dict[str,
     record = ["source", "file", "record"]
     named = behind.select("_place", *(texts.looked_up(behind["judgment_rows"], judged, name) for name in record))
     named = named.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    values = named.join(pl.concat(held), on=record).group_by("_place", "column").agg(pl.col("value").unique())
+    raw = pl.concat(held)
+    raw = raw.with_columns(pl.col("column").replace({name: _kept_as(name) for name in raw["column"].unique()}))
+    values = named.join(raw, on=record).group_by("_place", "column").agg(pl.col("value").unique())
     agreed = values.filter(pl.col("value").list.len() == 1).explode("value", empty_as_null=False)
     places = pl.DataFrame({"_place": pl.int_range(rows.height, dtype=pl.UInt32, eager=True)})
     found = []
-    for column in sorted({column for columns in keep.values() for column in columns}):
+    for column in sorted({_kept_as(column) for columns in keep.values() for column in columns}):
         of = agreed.filter(pl.col("column") == column).select("_place", "value")
-        joined = places.join(of, on="_place", how="left", maintain_order="left")["value"]
-        found.append(joined.alias(tables.KEPT + column.removeprefix(tables.KEPT)))
+        found.append(places.join(of, on="_place", how="left", maintain_order="left")["value"].alias(column))
     return rows.with_columns(found)
+
+
+def _kept_as(column: str) -> str:
+    """The published name of a raw column; one that a snapshot kept already keeps its own."""
+    return tables.KEPT + column.removeprefix(tables.KEPT)
 
 
 def _moved(versions: Path, rows: pl.DataFrame, known: texts.Names) -> dict[str, int]:

@@ -16,7 +16,6 @@ from xxhash import xxh3_128_hexdigest
 
 from rlhf_data import files, tables
 
-PARTS = ("prompts", "completions", "observed", "refused")
 INDEXES = {"prompts": "prompt_index", "completions": "completion_index", "judgments": "judgments"}
 SEPARATOR = "#"  # between the file and the record of a raw_ref
 # The two answers of a pair, whichever was chosen.

@@ -96,6 +96,22 @@ def test_columns_of_a_table_and_of_a_query_are_kept_too(project, capsys):
     assert "r.csv?sql: keep_columns: no column 'language'" in capsys.readouterr().err
 
 
+def test_a_column_that_was_kept_before_meets_a_raw_one_under_one_name(project):
+    project.raw(ROWS)
+    project.raw([{**row, "prompt": f"more {row['prompt']}", "kept_language": "fr"} for row in ROWS], "again.jsonl")
+    both = "path: raw/r.jsonl, keep_columns: [language]}\n  b: {path: raw/again.jsonl, keep_columns: [kept_language]"
+    project.spec(SPEC.replace("path: raw/*.jsonl", both))
+    assert project.build() == 0
+    rows = project.snapshot.scan().collect()
+    assert sorted(rows["kept_language"].drop_nulls().value_counts().rows()) == [("de", 9), ("fr", 18)]
+
+
+def test_a_column_that_starts_after_the_records_looked_at_is_kept(project, monkeypatch):
+    monkeypatch.setattr(readers, "PEEKED", 3)
+    rows = kept(project, KEEP.replace("[language, task]", "[language]")).scan().collect()
+    assert rows["kept_language"].null_count() == rows.height / 2
+
+
 def test_a_column_without_a_value_is_a_column_of_nulls(project):
     project.raw([{**row, "language": None} for row in ROWS])
     project.spec(KEEP.replace("language, task", "language"))

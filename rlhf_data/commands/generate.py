@@ -97,7 +97,7 @@ def _writers(
 
     Args:
         spec: its policy is the first and the model it started from the second, where none is named in their place.
-        named: the first, as `_reference` takes it.
+        named: the first, as `named_model` takes it.
         beside: the second; "none" for none.
         workspace: where runs are.
     """

@@ -140,6 +140,8 @@ def explain(
 
     space = open_workspace(workspace)
     among = [open_at(snapshot, space)] if snapshot else latest_of_all(space)
+    if not among:
+        raise ValueError(f"no snapshot was built in {space.root}: name one, or --workspace FOLDER")
     found = next((known for opened in among if (known := trace(row_id, opened, space)) is not None), None)
     if found is None:
         looked = ", ".join(str(opened.path) for opened in among)

@@ -204,7 +204,7 @@ def _waits_for(spec: "Spec", workspace: "Workspace", limit: int | None) -> list[
     """The specs whose runs or snapshots must be there before this one can be planned."""
     from rlhf_data.spec.read import runs_wanted, snapshots_wanted
 
-    built = {name for name, path in runs_wanted(spec).items() if path[0] != "train"}
+    built = {name for name, path in runs_wanted(spec).items() if path[0] not in ("train", "evaluate")}
     runs = [name for name in sorted(built) if not workspace.model_of(name, limit)]
     read = {name for name, path in snapshots_wanted(spec).items() if path[0] != "train"}
     snapshots = [name for name in sorted(read) if not workspace.snapshot_of(name, limit)]

@@ -122,6 +122,8 @@ def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
 
 
 def _tables(snapshots: dict[str, Snapshot]) -> list[str]:
+    if not snapshots:
+        return list(STORED)
     if len(snapshots) == 1:
         return [*TABLES, *STORED]
     return [*TABLES, *STORED, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
@@ -158,7 +160,7 @@ def _connected(
     with tempfile.TemporaryDirectory(prefix="rlhf-data-query-") as spill, duckdb.connect() as connection:
         for name, snapshot in snapshots.items():
             _add(connection, name, snapshot)
-        for table in TABLES:
+        for table in TABLES if snapshots else ():
             _add_together(connection, table, list(snapshots))
         for table, folders in stored.items():
             _add_stored(connection, table, folders)
@@ -281,8 +283,12 @@ def _in_words(snapshots: dict[str, Snapshot]) -> Iterator[None]:
         if "file system operations are disabled" in text:
             text = f"{text.splitlines()[0]}; a query reads snapshots only, which --snapshot names"
         elif isinstance(error, duckdb.CatalogException):
-            each = f"; the same of each snapshot, as in {_name(next(iter(snapshots)))}.rows: {', '.join(snapshots)}"
-            text = f"{text}\ntables: {', '.join((*TABLES, *STORED))}{each if len(snapshots) > 1 else ''}"
+            text = f"{text}\ntables: {', '.join((*(TABLES if snapshots else ()), *STORED))}"
+            if not snapshots:
+                text += "; no snapshot was built: build one, or name it by --snapshot"
+            elif len(snapshots) > 1:
+                one = _name(next(iter(snapshots)))
+                text += f"; the same of each snapshot, as in {one}.rows: {', '.join(snapshots)}"
         raise ValueError(text) from None
 
 

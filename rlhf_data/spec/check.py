@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path as FilePath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -15,6 +15,9 @@ from rlhf_data.clean import filter as clean_filter
 from rlhf_data.spec.problems import Path, Problem, SpecError, did_you_mean, dotted
 from rlhf_data.spec.read import Lines, line_of, runs_wanted, snapshots_wanted
 from rlhf_data.spec.sections import Blend, Clean, Source, Spec, Train
+
+if TYPE_CHECKING:
+    from rlhf_data.sources.readers import Raw
 
 Found = tuple[Path, str]
 
@@ -283,6 +286,9 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
 
 def _kept(path: Path, source: Source, spec: Spec) -> Iterator[Found]:
     """Raw columns that are to be kept and are not there, are named twice, or would undo a masking."""
+    from rlhf_data import sources
+    from rlhf_data.sources import readers
+
     names = source.keep_columns or []
     for k, name in enumerate(names):
         if name.removeprefix(tables.KEPT) in [other.removeprefix(tables.KEPT) for other in names[:k]]:
@@ -292,10 +298,13 @@ def _kept(path: Path, source: Source, spec: Spec) -> Iterator[Found]:
     if source.path is None:  # the columns of a snapshot or a hub's data set are known once they are read
         return
     with suppress(ValueError):  # which `_source` tells of
-        first = next(iter(_peek(source).values()))
+        raws = _peeked(source)
+        first = raws.get(next(iter(sources.adapter(source.adapter).TABLES if source.adapter else raws)))
+        if first is None or (first.height >= readers.PEEKED and not isinstance(first.rows, pl.DataFrame)):
+            return  # a record that is not looked at may have it
         for k, name in enumerate(names):
-            if first and name not in first:
-                yield (*path, k), f"the file has no column {name!r}; {did_you_mean(name, first)}"
+            if name not in (known := first.columns()):
+                yield (*path, k), f"the file has no column {name!r}; {did_you_mean(name, known)}"
 
 
 def _generated(path: Path, source: Source) -> Iterator[Found]:
@@ -317,12 +326,19 @@ def _published_options(path: Path, source: Source) -> Iterator[Found]:
 
 def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:
     """Columns and types of the first file, of those with records, of each of a source's tables."""
-    from rlhf_data.sources import READER_OPTIONS, cells, readers
+    from rlhf_data.sources import cells
+
+    return {table: {} if raw is None else cells.types(raw) for table, raw in _peeked(source).items()}
+
+
+def _peeked(source: Source) -> dict[str, "Raw | None"]:
+    """The first records of the first file, of those with columns, of each of a source's tables."""
+    from rlhf_data.sources import READER_OPTIONS, readers
     from rlhf_data.sources.places import find_files
 
     reading = {key: source.options[key] for key in READER_OPTIONS if key in source.options}
     return {
-        table: next(filter(None, (cells.types(readers.peek(f, format=source.format, **reading)) for f in files)), {})
+        table: next((raw for f in files if (raw := readers.peek(f, format=source.format, **reading)).columns()), None)
         for table, files in find_files(source.path).items()
     }
 
@@ -555,6 +571,8 @@ def _condition(spec: Spec, references: list[str]) -> Iterator[Found]:
         yield path, f"{what}; take a rule without a reference, such as c_rlft, or leave condition out"
     if train.blend:
         yield path, "classes are written into the prompts of the main table alone; leave it out, or blend"
+    if rules.scores(train.rule):
+        yield path, "a reward model judges texts as they are; leave condition out"
     if condition.on == "label" and spec.shape.to == "paired":
         yield (*path, "on"), "the paired table has no label; condition on source or category, or shape to: unpaired"
     if condition.on == "source":

@@ -81,7 +81,7 @@ def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
         there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
         raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")
     names = pq.read_schema(files[0]).names
-    columns = names if texts else [name for name in names if name not in _TEXTS]
+    columns = [name for name in names if texts or name not in _TEXTS]
     return pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in files])
 
 

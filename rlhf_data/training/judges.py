@@ -20,7 +20,7 @@ Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], tuple[np.nd
 
 
 def open_judge(model: dict[str, Any], *, dtype: str, token_budget: int | None, cache: Path) -> Judge:
-    """A reward model, loaded to judge; text becomes tokens as its folder says it was trained.
+    """A reward model, loaded to judge; text becomes tokens as its folder says.
 
     Args:
         model: its reference.

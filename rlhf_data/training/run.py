@@ -27,7 +27,7 @@ from rlhf_data.training.step import Policy
 
 
 def train(snapshot: Path, run: Path, *, cache: Path, progress: bool = True, **options: Any) -> dict[str, Any]:
-    """Train a model on a snapshot with a rule; without dropout, by AdamW.
+    """Train a model on a snapshot with a rule, by AdamW; without dropout but what an adapter asks for.
 
     A run that has finished returns its manifest at once; one that was killed resumes from its last checkpoint and, on
     a CPU, ends with the same bits as if it had not been.

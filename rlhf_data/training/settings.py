@@ -96,6 +96,8 @@ class Settings:
         read = read if self.reference is None else stored_columns(read)
         stored = [name for name in read if name.startswith(("ref_", "old_"))]
         scores = rules.scores(self.rule)
+        if self.condition is not None and scores:
+            raise ValueError("condition: a reward model judges texts as they are: leave condition out")
         if self.condition is not None and self.blend:
             raise ValueError("blend: classes are written into the prompts of the main table alone: leave condition out")
         if any(rules.scores(part["rule"]) != scores for part in self.blend or ()):

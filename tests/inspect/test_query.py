@@ -95,6 +95,15 @@ def test_an_error_of_sql_is_one_message_that_names_the_tables(built, capfd):
         assert "Traceback" not in said
 
 
+def test_scores_are_asked_where_no_snapshot_was_built(project, capfd):
+    assert run_command(["query", "SELECT count(*) AS n FROM scores", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == [{"n": 0}]
+    assert run_command(["query", "FROM rows"]) == 1
+    assert "tables: scores, score_keys; no snapshot was built" in capfd.readouterr().err
+    assert run_command(["explain", "x"]) == 1
+    assert "no snapshot was built in" in capfd.readouterr().err
+
+
 def test_a_result_is_printed_or_written_whole(built, capsys):
     capsys.readouterr()
     sql = "SELECT split, count(*) AS n FROM rows GROUP BY 1 ORDER BY 1"

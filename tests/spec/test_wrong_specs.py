@@ -305,6 +305,7 @@ WRONG = [
     train("half the labels", "{rule: simpo, model: model, condition: {on: label, text: {true: A, other: B}}}", "train.condition: a label is true or false; write text: {true: …, false: …}"),
     train("a source of no name", "{rule: simpo, model: model, condition: {on: source, text: {a: A, b: B}}}", "train.condition.text.b: no source of this name"),
     train("a source without a class", "{rule: simpo, model: model, condition: {on: source, text: {b: A, c: B}}}", "train.condition.text: says nothing of a; every source is a class"),
+    train("a class of a reward model", "{rule: rm, model: model, condition: {on: category, text: {x: A, y: B}}}", "train.condition: a reward model judges texts as they are"),
     train("two classes alike", "{rule: simpo, model: model, condition: {on: category, text: {x: A, y: A}}}", "train.condition: two classes have the same text"),
     train("one class", "{rule: simpo, model: model, condition: {on: category, text: {x: A}}}", "train.condition.text: must hold 2 or more"),
     train("a class to ask for that is none", "{rule: simpo, model: model, condition: {on: category, text: {x: A, yy: B}, infer: y}}", "train.condition: infer: no class 'y'; did you mean 'yy'?"),

@@ -96,6 +96,16 @@ def test_another_rule_costs_no_forward_and_its_columns_make_another_snapshot(pla
     assert place.snapshot.manifest["content_hash"] == json.loads((first / "manifest.json").read_text())["content_hash"]
 
 
+def test_a_judge_that_is_not_trained_keeps_no_plan_waiting(place, capfd):
+    (place.folder / "judged").mkdir()
+    judge = spec(PAIRED, "rm", "").replace("name: demo", "name: judge").replace("snapshots/demo", "snapshots/judge")
+    (place.folder / "judged" / "judge.yaml").write_text(judge)
+    mine = spec(PAIRED, "dpo", "") + "evaluate: {reward_model: {run: judge}}\n"
+    (place.folder / "judged" / "demo.yaml").write_text(mine)
+    run_command(["plan", "judged"])
+    assert "waits for" not in capfd.readouterr().out
+
+
 def test_a_run_of_another_spec_may_be_the_old_policy_and_is_waited_for(place, capfd):
     other = spec(PAIRED, "dpo", "").replace("name: demo", "name: writer").replace("snapshots/demo", "snapshots/writer")
     (place.folder / "specs").mkdir()
