@@ -8,7 +8,6 @@ over the loaded model, each case in a process of its own. The last line is JSON 
 """
 
 import argparse
-import ctypes
 import gc
 import gzip
 import json
@@ -37,6 +36,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf_data.scoring.logprobs import default_budget, token_logps
+from rlhf_data.scoring.memory import give_back
 from rlhf_data.scoring.packs import Group, plan, size
 
 Values = dict[tuple[int, int], float]  # (group, completion) → nats
@@ -118,6 +118,7 @@ def ours(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> 
         for picked in plan(groups, token_budget, "packed"):
             for i, logps in zip(picked, token_logps(model, [groups[i] for i in picked], "packed"), strict=True):
                 values |= {(i, j): float(one.double().sum()) for j, one in enumerate(logps)}
+            give_back()
     return values
 
 
@@ -340,7 +341,7 @@ def memory_case(given: argparse.Namespace, case: dict[str, Any]) -> None:
 
 def _growth(run: Callable[[], object]) -> float:
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what loading freed would hide what the run takes
+    give_back()  # what loading freed would hide what the run takes
     before = _resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     run()

@@ -30,7 +30,7 @@ from rlhf_data.scoring.logprobs import (
     token_logps,
     token_logps_and_squares,
 )
-from rlhf_data.scoring.memory import in_words, preflight
+from rlhf_data.scoring.memory import give_back, in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.requests import request_ids
@@ -229,9 +229,9 @@ def _by_torch(model: PreTrainedModel, token_budget: int | None, squares: bool, p
         compile_layers(model, layout)
 
     def measure(groups: Sequence[Group]) -> Sequence[list[list[Tensor]]]:
-        if squares:
-            return token_logps_and_squares(model, groups, layout)
-        return (token_logps(model, groups, layout),)
+        both = token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout),)
+        give_back()
+        return both
 
     return _Runner(measure, layout, budget)
 
