@@ -229,10 +229,11 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
             held.enter_context(following(run, spec.train.track, limited(spec.name, limit), arguments))
         finished = by_first(ranks, lambda: (run / "_SUCCESS").is_file())
         done: list[rounds.Round] = []
+        mine = (ranks.rank, ranks.world)
         for number in range(1, 1 if finished else spec.train.rounds.n + 1):
             one = rounds.round_spec(spec, number, policy, f"{spec.name}@{data.id}")
             if ranks.world > 1:
-                agreed(ranks, functools.partial(_write_share, one, workspace, limit, (ranks.rank, ranks.world)))
+                agreed(ranks, lambda one=one: _write_share(one, workspace, limit, mine, progress and ranks.first))
             published_now = by_first(ranks, lambda one=one: str(build(one, workspace, limit=limit).snapshot))
             made = train(one, workspace, limit=limit, progress=progress)
             done.append(rounds.Round(snapshot.Snapshot(published_now), made))
@@ -248,7 +249,7 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
     return run
 
 
-def _write_share(spec: Spec, workspace: Workspace, limit: int | None, share: tuple[int, int]) -> None:
+def _write_share(spec: Spec, workspace: Workspace, limit: int | None, share: tuple[int, int], progress: bool) -> None:
     """Write this process's share of what a round's policy answers: the build then finds it written."""
     from rlhf_data import sampled
 
@@ -258,7 +259,9 @@ def _write_share(spec: Spec, workspace: Workspace, limit: int | None, share: tup
             return
         said = planned.step.parameters
         asked = {name: said[name] for name in ("files", "table", "rows", "skip", "seed", "limit")}
-        sampled.ask(workspace.root, _generator({**said["generate"], "share": share}, workspace), **asked)
+        sampled.ask(
+            workspace.root, _generator({**said["generate"], "share": share, "progress": progress}, workspace), **asked
+        )
 
 
 @contextmanager
