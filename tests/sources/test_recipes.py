@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_data import sources
+from rlhf_data.plan import Workspace
 from rlhf_data.sources.places import find_files
 from rlhf_data.sources.samples import FORMS, make
+from rlhf_data.spec import check
 from rlhf_data.spec.read import read
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
@@ -37,3 +39,14 @@ def test_there_is_a_recipe_or_a_sample_for_every_adapter():
 def test_every_real_set_has_a_recipe(raw):
     named = {name for path in RECIPES for name in re.findall(r"\$\{RAW\}/(\w+)/", path.read_text())}
     assert named - {"ultrafeedback"} == {path.name for path in raw.iterdir() if path.is_dir()} - {"ultrafeedback_shape"}
+
+
+def test_columns_are_kept_of_an_adapters_first_table_whatever_the_order_of_its_files(raw, tmp_path):
+    text = (RECIPES[0].parent / "llmfao.yaml").read_text()
+    votes = next(line for line in text.splitlines(keepends=True) if "votes: ${RAW}" in line)
+    turned = text.replace(votes, "").replace(
+        "    adapter: llmfao\n", f"{votes}    adapter: llmfao\n    keep_columns: [worker]\n"
+    )
+    (tmp_path / "kept.yaml").write_text(turned)
+    file = {tmp_path / "kept.yaml": read(tmp_path / "kept.yaml", variables={"RAW": str(raw)})}
+    check(file, Workspace(tmp_path / ".rlhf"))
