@@ -221,6 +221,7 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
     data = current_snapshot(spec, workspace, limit)
     run = workspace.runs(limited(spec.name, limit)) / run_id(spec, data, workspace, limit)
     policy = start = resolve_model(spec.train.model, workspace, limit)
+    rule = spec.train.rule
     arguments = train_arguments(spec, workspace, limit)
     with ExitStack() as held:
         ranks, _ = held.enter_context(joined(device_name("auto")))
@@ -242,7 +243,7 @@ def _train_rounds(spec: Spec, workspace: Workspace, limit: int | None, progress:
         def finish() -> None:
             if done:
                 rated = [workspace.step(one.snapshot.manifest["steps"]["rate"]["fingerprint"]) for one in done]
-                rounds.finish(run, {"snapshot": data.id, "model": start, "rule": spec.train.rule}, done, rated)
+                rounds.finish(run, {"snapshot": data.id, "model": start, "rule": rule}, done, rated)
             _name_latest(spec, run)
 
         by_first(ranks, finish)
