@@ -35,8 +35,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from rlhf_data.scoring.allocator import give_back
 from rlhf_data.scoring.logprobs import default_budget, token_logps
-from rlhf_data.scoring.memory import give_back
 from rlhf_data.scoring.packs import Group, plan, size
 
 Values = dict[tuple[int, int], float]  # (group, completion) → nats
@@ -390,7 +390,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(model, tokenizer, folder)
         model.eval()
-        report = _speed(model, trainer, groups, fours, budget, rounds)
+        report = _speed(model, None if given.no_trl else trainer, groups, fours, budget, rounds)
     if not given.no_memory:
         report["peak_mib"] = _memory(given)
     print(json.dumps(report))
@@ -398,7 +398,7 @@ def main() -> None:
 
 def _speed(
     model: PreTrainedModel,
-    trainer: DPOTrainer,
+    trainer: DPOTrainer | None,
     groups: list[Group],
     fours: list[Group],
     budget: int,
@@ -406,8 +406,10 @@ def _speed(
 ) -> dict[str, Any]:
     work, of_fours = work_of(model, groups), work_of(model, fours)
     warm = groups[:1]
-    for run in (lambda: ours(model, warm, budget), lambda: plain_loop(model, warm), lambda: trl(trainer, warm, 1)):
-        run()
+    ours(model, warm, budget)
+    plain_loop(model, warm)
+    if trainer is not None:
+        trl(trainer, warm, 1)
     rng = random.Random(1)
     few = rng.sample(groups, max(1, len(groups) // 100 + (len(groups) % 100 > 0)))
 
@@ -415,11 +417,15 @@ def _speed(
         return lambda: Case(run, work, pairs)
 
     n, n4 = len(groups), 6 * len(fours)
+    peers, peers_of_fours = {}, {}
+    if trainer is not None:
+        known: DPOTrainer = trainer
+        peers = {f"TRL, batch {k}": case(lambda k=k: trl(known, groups, k), work, n) for k in (4, 8)}
+        peers_of_fours = {"TRL, all pairs, batch 4": case(lambda: trl(known, fours, 4), of_fours, n4)}
     pairs = measure(
         model,
-        {
-            "TRL, batch 4": case(lambda: trl(trainer, groups, 4), work, n),
-            "TRL, batch 8": case(lambda: trl(trainer, groups, 8), work, n),
+        peers
+        | {
             "plain loop": case(lambda: plain_loop(model, groups), work, n),
             "packs, prompts again": case(lambda: unshared(model, groups, budget), work, n),
             "ours": case(lambda: ours(model, groups, budget), work, n),
@@ -429,29 +435,28 @@ def _speed(
     )
     answers = measure(
         model,
-        {
-            "TRL, all pairs, batch 4": case(lambda: trl(trainer, fours, 4), of_fours, n4),
+        peers_of_fours
+        | {
             "plain loop": case(lambda: plain_loop(model, fours), of_fours, n4),
             "packs, prompts again": case(lambda: unshared(model, fours, budget), of_fours, n4),
             "ours": case(lambda: ours(model, fours, budget), of_fours, n4),
         },
         rounds,
     )
-    exact, theirs = ours(model, groups, budget), trl(trainer, groups, 4)
+    exact = ours(model, groups, budget)
+    theirs = plain_loop(model, groups) if trainer is None else trl(trainer, groups, 4)
     apart = max(abs(exact[at] - theirs[at]) for at in exact)
+    peer = "the plain loop" if trainer is None else "TRL"
     print(f"{n} pairs: {work.tokens:,} tokens, {work.scored:,} scored, {work.flops / 1e9:,.0f} GFLOP at least")
-    print(f"largest difference of a completion's sum from TRL's: {apart:.2g} nats")
-    show(f"{n} pairs; medians of {rounds} rounds", pairs, "TRL, batch 4")
-    show(f"{len(fours)} prompts of 4 answers, {n4} pairs of them", answers, "TRL, all pairs, batch 4")
-    ratios = {
-        "TRL batch 4 / ours": ratio(pairs, "TRL, batch 4", "ours"),
-        "TRL batch 8 / ours": ratio(pairs, "TRL, batch 8", "ours"),
-        "plain loop / ours": ratio(pairs, "plain loop", "ours"),
-        "TRL batch 4 / ours, CPU s": ratio(pairs, "TRL, batch 4", "ours", "cpu_s"),
-        "TRL batch 8 / ours, CPU s": ratio(pairs, "TRL, batch 8", "ours", "cpu_s"),
-        "groups of 4: prompts again / ours": ratio(answers, "packs, prompts again", "ours"),
-        "groups of 4: plain loop / ours": ratio(answers, "plain loop", "ours"),
-        "groups of 4: TRL on all pairs / ours": ratio(answers, "TRL, all pairs, batch 4", "ours"),
+    print(f"largest difference of a completion's sum from {peer}'s: {apart:.2g} nats")
+    show(f"{n} pairs; medians of {rounds} rounds", pairs, next(iter(pairs)))
+    show(f"{len(fours)} prompts of 4 answers, {n4} pairs of them", answers, next(iter(answers)))
+    ratios = {f"{name} / ours": ratio(pairs, name, "ours") for name in (*peers, "plain loop")}
+    ratios |= {f"{name} / ours, CPU s": ratio(pairs, name, "ours", "cpu_s") for name in peers}
+    slower = (*peers_of_fours, "plain loop", "packs, prompts again")
+    ratios |= {f"groups of 4: {name} / ours": ratio(answers, name, "ours") for name in slower}
+    ratios |= {f"groups of 4: {name} / ours, CPU s": ratio(answers, name, "ours", "cpu_s") for name in slower}
+    ratios |= {
         "seconds a token of 1 % new rows / of all rows": ratio(pairs, "ours, 1 % new rows", "ours")
         * work.tokens
         / work_of(model, few).tokens,
@@ -499,6 +504,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, help="most tokens of a forward; the scorer's default if left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="without the processes that measure memory")
+    parser.add_argument("--no-trl", action="store_true", help="without TRL, which takes nine tenths of the time")
     parser.add_argument("--exact", action="store_true", help="only say how exact the values of --pairs pairs are")
     parser.add_argument("--quick", action="store_true", help="one round of a tiny random model with this tokenizer")
     parser.add_argument("--memory", help=argparse.SUPPRESS)

@@ -1,8 +1,6 @@
 """Whether a run fits in memory, said before it starts rather than by the kernel's killer."""
 
-import ctypes
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,21 +26,6 @@ class Shape(NamedTuple):
     inner: int
     vocabulary: int
     tile: int = math.prod(tile_of(torch.device("cuda")))
-
-
-def give_back() -> None:
-    """Hand the system what the C library's heap has free: packs of unlike sizes leave holes that add up to a fifth."""
-    if trim := _trim():
-        trim(0)
-
-
-@cache
-def _trim() -> Any:
-    """glibc's; None where the C library has no such thing."""
-    try:
-        return getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # Windows has no library of the program itself
-        return None
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from rlhf_data.files import whole_folder
 from rlhf_data.scoring.adapters import merged
+from rlhf_data.scoring.allocator import keep_freed
 from rlhf_data.scoring.identity import content_hash, find, model_files, parts, with_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +40,8 @@ def load(
         cache: a folder for digests and dequantised models.
         read: (folder, dtype=…, local_files_only=…) → model, for one with another head.
 
+    On a CPU this process keeps what it frees from then on, see `allocator`.
+
     Raises:
         ValueError: no such model, file or dtype, or fewer positions than `max_length`.
     """
@@ -59,6 +62,8 @@ def load(
             f"max_length is {max_length}, but {reference['path']} has {positions} positions: "
             f"set max_length: {positions}, or less"
         )
+    if device == "cpu":
+        keep_freed()
     model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
     return model.eval(), load_tokenizer(reference, cache=cache)
 

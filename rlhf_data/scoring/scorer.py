@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from rlhf_data.files import whole_file
 from rlhf_data.scoring import MEASURES, identity, models, recipe, vllm_backend
+from rlhf_data.scoring.allocator import give_back
 from rlhf_data.scoring.encode import encode
 from rlhf_data.scoring.logprobs import (
     compile_layers,
@@ -30,7 +31,7 @@ from rlhf_data.scoring.logprobs import (
     token_logps,
     token_logps_and_squares,
 )
-from rlhf_data.scoring.memory import give_back, in_words, preflight
+from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, plan, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.requests import request_ids

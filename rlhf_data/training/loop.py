@@ -11,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from rlhf_data import rules
 from rlhf_data.order import steps_of_epoch
+from rlhf_data.scoring.allocator import give_back
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.training import checkpoint, metrics, planned
 from rlhf_data.training.batches import Rows
@@ -116,5 +117,6 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    give_back()
     line |= blended | beside.after(step + 1) | {"learning_rate": rate, "grad_norm": float(norm)}
     return line, done.tokens + tokens, done.memory
