@@ -11,7 +11,9 @@ null, in the order of the shards' times. `compact` keeps just that.
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow makes its compute functions at import, so no type checker sees them)
 
+import fcntl
 import math
+import os
 import re
 import time
 import uuid
@@ -30,6 +32,7 @@ ROWS_PER_FILE = 65_536  # of a compacted file: with 200 tokens a completion abou
 _PREFIXES_AT_ONCE = 4  # compacted files that are in memory together
 _ROW_GROUP = 8_192
 _AT_ONCE = 2_000_000  # keys that are in memory together while others are looked for among them
+_PATIENCE = 60.0  # seconds for which a folder may change at every look
 _HEX = re.compile(r"[0-9a-f]{8,}")
 _T = TypeVar("_T")
 
@@ -126,7 +129,14 @@ def compact(folder: Path, kind: Kind) -> tuple[int, int]:
     Raises:
         ValueError: a shard that cannot be read, by its path; then nothing is removed.
     """
-    return _again(lambda: _compact(folder, kind))
+    if not folder.is_dir():
+        return 0, 0
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)  # two of this machine would take the files from under each other
+        return _again(lambda: _compact(folder, kind))
+    finally:
+        os.close(place)
 
 
 def _compact(folder: Path, kind: Kind) -> tuple[int, int]:
@@ -295,9 +305,11 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 def _again(work: Callable[[], _T]) -> _T:
     """Do it again where a file was gone: somebody has compacted the folder, and its rows stand in another."""
-    for _ in range(20):
+    deadline = time.monotonic() + _PATIENCE
+    while True:
         try:
             return work()
         except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.05)
-    return work()

@@ -213,7 +213,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("part", texts.PARTS)
+@pytest.mark.parametrize("part", ("prompts", "completions", "observed", "refused"))
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_chunk_is_read_anew_or_named_and_never_published(damage, part, project, capfd):
     project.raw(LINES)
