@@ -153,7 +153,7 @@ def _compact_often(folder, stop) -> None:
 
 
 def test_compaction_beside_two_writers_and_a_reader_loses_nothing(tmp_path):
-    spawned = multiprocessing.get_context("fork")
+    spawned = multiprocessing.get_context("forkserver")  # a fork of this process would have what other tests left in it
     stop = spawned.Event()
     writers = [spawned.Process(target=_write, args=(tmp_path, start)) for start in (0, 60)]
     compacting = [spawned.Process(target=_compact_often, args=(tmp_path, stop)) for _ in range(2)]
