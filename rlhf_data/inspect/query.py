@@ -160,7 +160,7 @@ def _connected(
     with tempfile.TemporaryDirectory(prefix="rlhf-data-query-") as spill, duckdb.connect() as connection:
         for name, snapshot in snapshots.items():
             _add(connection, name, snapshot)
-        for table in TABLES if snapshots else ():
+        for table in TABLES:
             _add_together(connection, table, list(snapshots))
         for table, folders in stored.items():
             _add_stored(connection, table, folders)

@@ -67,7 +67,9 @@ def manifest_of(snapshot: Path) -> dict[str, Any]:
 
 
 def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
-    """All rows of one split of a published snapshot; without their texts, where their token ids are stored.
+    """All rows of one split of a published snapshot, without kept raw columns, which no model reads.
+
+    Without texts too, where their token ids are stored.
 
     Raises:
         ValueError: no snapshot, no such split in it, or a file that is not what was published.
@@ -81,7 +83,7 @@ def read_split(snapshot: Path, split: str, *, texts: bool = True) -> pa.Table:
         there = sorted({path.name.split("-")[0] for path in (snapshot / "data").glob("*.parquet")})
         raise ValueError(f"{snapshot} has no split {split}; it has: {', '.join(there) or 'no data'}")
     names = pq.read_schema(files[0]).names
-    columns = [name for name in names if texts or name not in _TEXTS]
+    columns = [name for name in names if not name.startswith("kept_") and (texts or name not in _TEXTS)]
     return pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in files])
 
 

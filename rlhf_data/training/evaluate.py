@@ -21,7 +21,7 @@ from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.calibration import calibration_error, log_loss, reliability
 from rlhf_data.training.gate import check_encoding
 from rlhf_data.training.generate import open_writer, write
-from rlhf_data.training.judges import judged_by_both, open_judge
+from rlhf_data.training.judges import check_judge, judged_by_both, open_judge
 from rlhf_data.training.step import Policy, sequence_logps
 
 Verifier = Callable[[list[Message], str], float]
@@ -132,9 +132,8 @@ def compare(
     if scored and (verifier is not None or reward_model is not None):
         raise ValueError("a reward model writes no answers to grade: leave verifier and reward_model out")
     rate = None if verifier is None else find_verifier(verifier)
-    judge = None
     if reward_model is not None:
-        judge = open_judge(reward_model, dtype=dtype, token_budget=token_budget, cache=cache)
+        check_judge(reward_model)
     numeric = {"dtype": dtype, "cache": cache}
     measures: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
@@ -165,14 +164,15 @@ def compare(
         elif first is not None:
             measures += _pair_measures(first, second, seed)
         left_out |= second.dropped
-    if rate or judge:
+    if rate or reward_model is not None:
         asked, refused = _answerable(_distinct(table, by, prompts), after, template, tokens["max_prompt_length"], cache)
         left_out |= refused
         settings = {"n": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         settings |= {"template": template, "max_prompt_length": tokens["max_prompt_length"], "progress": progress}
         texts = [row["prompt"] for row in asked]
         written = [answers(model, texts, **settings, **numeric) for model in (before, after)]
-        if judge:
+        if reward_model is not None:  # opened once both policies are gone: a device may hold one model only
+            judge = open_judge(reward_model, dtype=dtype, token_budget=token_budget, cache=cache)
             one, other, kept, unread = judged_by_both(judge, texts, written[0], written[1])
             left_out |= {f"reward_model.{code}": n for code, n in unread.items()}
             if len(kept):

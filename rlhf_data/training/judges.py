@@ -19,6 +19,16 @@ from rlhf_data.training.step import Policy, sequence_logps
 Judge = Callable[[Sequence[list[Message]], Sequence[Sequence[str]]], tuple[np.ndarray, list[str | None]]]
 
 
+def check_judge(model: dict[str, Any]) -> None:
+    """Refuse, before anything is loaded, a model that judges nothing.
+
+    Raises:
+        ValueError: it has no scalar head.
+    """
+    if not is_reward_model(model):
+        raise ValueError(f"{model['path']} is no reward model, so it judges nothing: name a run of rm or rm_margin")
+
+
 def open_judge(model: dict[str, Any], *, dtype: str, token_budget: int | None, cache: Path) -> Judge:
     """A reward model, loaded to judge; text becomes tokens as its folder says.
 
@@ -29,10 +39,9 @@ def open_judge(model: dict[str, Any], *, dtype: str, token_budget: int | None, c
         cache: folder for digests.
 
     Raises:
-        ValueError: a model that has no scalar head.
+        ValueError: see `check_judge`.
     """
-    if not is_reward_model(model):
-        raise ValueError(f"{model['path']} is no reward model, so it judges nothing: name a run of rm or rm_margin")
+    check_judge(model)
     said = told(model)
     encoding = {
         "template": said.get("template") or "chat",

@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from rlhf_data import sources
 from rlhf_data.plan import Workspace
 from rlhf_data.sources.places import find_files
 from rlhf_data.sources.samples import FORMS, make
-from rlhf_data.spec import check
+from rlhf_data.spec import SpecError, check
 from rlhf_data.spec.read import read
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
@@ -41,12 +42,14 @@ def test_every_real_set_has_a_recipe(raw):
     assert named - {"ultrafeedback"} == {path.name for path in raw.iterdir() if path.is_dir()} - {"ultrafeedback_shape"}
 
 
-def test_columns_are_kept_of_an_adapters_first_table_whatever_the_order_of_its_files(raw, tmp_path):
+@pytest.mark.parametrize(("column", "refused"), [("worker", False), ("api_id", True)])
+def test_columns_are_kept_of_an_adapters_first_table_whatever_the_order_of_its_files(column, refused, raw, tmp_path):
     text = (RECIPES[0].parent / "llmfao.yaml").read_text()
     votes = next(line for line in text.splitlines(keepends=True) if "votes: ${RAW}" in line)
     turned = text.replace(votes, "").replace(
-        "    adapter: llmfao\n", f"{votes}    adapter: llmfao\n    keep_columns: [worker]\n"
+        "    adapter: llmfao\n", f"{votes}    adapter: llmfao\n    keep_columns: [{column}]\n"
     )
     (tmp_path / "kept.yaml").write_text(turned)
     file = {tmp_path / "kept.yaml": read(tmp_path / "kept.yaml", variables={"RAW": str(raw)})}
-    check(file, Workspace(tmp_path / ".rlhf"))
+    with pytest.raises(SpecError, match="no column 'api_id'") if refused else nullcontext():
+        check(file, Workspace(tmp_path / ".rlhf"))
