@@ -1,14 +1,14 @@
 """The model to be trained: loaded, laid out, and made to fit."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_data import rules
@@ -19,9 +19,9 @@ from rlhf_data.scoring.packs import Layout
 from rlhf_data.scoring.progress import say
 from rlhf_data.scoring.rewards import layout_of_scores, load_reward_model
 from rlhf_data.training.adapters import attach
-from rlhf_data.training.ranks import Ranks, agreed
+from rlhf_data.training.ranks import Ranks, agreed, by_first
 from rlhf_data.training.settings import Settings
-from rlhf_data.training.sharding import shard
+from rlhf_data.training.sharding import deal, hollow, shard, tensors
 from rlhf_data.training.step import Policy
 
 
@@ -34,21 +34,25 @@ def prepare(
         ValueError: it does not load, does not fit, or does not know how to do what it is asked.
     """
     sharded = settings.shard and ranks.world > 1
-    # What will be divided is loaded on the CPU, from where each rank takes its share.
+    # What will be divided is loaded on the CPU of rank 0, which deals out the shares.
     where = {"device": "cpu" if sharded else device, "max_length": settings.max_length, "cache": cache}
     scores = rules.scores(settings.rule)
     load = partial(load_reward_model, head_seed=settings.seed) if scores else models.load
-    net, tokenizer = agreed(ranks, lambda: load(settings.model, dtype="float32", **where))
+    net, tokenizer = _loaded(lambda: load(settings.model, dtype="float32", **where), settings, ranks, cache, sharded)
     said = settings.lora
     adapter = None if said is None else agreed(ranks, lambda: attach(net, **said, seed=settings.seed))
-    layout: Layout = agreed(ranks, lambda: layout_of_scores(net) if scores else layout_of(net))
+    ask = by_first if sharded else agreed
+    layout: Layout = ask(ranks, lambda: layout_of_scores(net) if scores else layout_of(net))
     dtype = getattr(torch, settings.compute_dtype(device))
     if settings.gradient_checkpointing:
         agreed(ranks, lambda: checkpoint_layers(net))
     if settings.compile:
         compile_parts(net)
     if sharded:  # which gives the layers' classes other names
+        weights = tensors(net) if ranks.first else None
         shard(net, dtype)
+        deal(net, weights, device)
+        del weights
     budget = settings.token_budget or default_budget(net)
     memory = agreed(
         ranks,
@@ -63,6 +67,27 @@ def prepare(
     )
     say(in_words(memory), shown=progress)
     return Policy(net, layout, budget, dtype, ranks, sharded, adapter, scores), tokenizer, memory
+
+
+def _loaded(
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    settings: Settings,
+    ranks: Ranks,
+    cache: Path,
+    sharded: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer; where it will be divided, ranks other than 0 have it without weights."""
+    if not sharded:
+        return agreed(ranks, load)
+    read: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = []
+
+    def kind() -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        read.append(load())
+        return type(read[0][0]), read[0][0].config
+
+    built = by_first(ranks, kind)
+    tokenizer = agreed(ranks, lambda: read[0][1] if read else models.load_tokenizer(settings.model, cache=cache))
+    return read[0][0] if read else hollow(*built), tokenizer
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

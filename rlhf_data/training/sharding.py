@@ -1,18 +1,53 @@
-"""Parameters, gradients and optimizer state in shares, one a rank (FSDP2); and the same made whole again."""
+"""Parameters, gradients and optimizer state in shares, one a rank (FSDP2); and the same made whole again.
 
-from collections.abc import Sequence
+Rank 0 alone reads a model's weights: the others build it without any, divide it alike, and are dealt their shares.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from rlhf_data.scoring.packs import Group, Layout
 from rlhf_data.training.adapters import like
 from rlhf_data.training.step import measure
+
+
+def hollow(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without weights, in eval mode: what `deal` fills once it is divided."""
+    with torch.device("meta"):
+        return kind(config).eval()
+
+
+def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A model's parameters and buffers by name; those that are not saved too."""
+    return dict(chain(model.named_parameters(), model.named_buffers()))
+
+
+def deal(model: PreTrainedModel, weights: Mapping[str, Tensor] | None, device: str) -> None:
+    """Give each rank its share of a divided model, a tensor at a time. All ranks must call.
+
+    Args:
+        model: divided; on ranks other than 0 it was `hollow`.
+        weights: on rank 0 its `tensors` from before it was divided; None on the others.
+        device: the ranks', where shares are kept.
+    """
+    if weights is None:
+        model.to_empty(device=device)
+    for name, mine in tensors(model).items():
+        sent = torch.empty(mine.shape, dtype=mine.dtype, device=device)
+        if weights is not None:
+            sent.copy_(weights[name].detach())
+        distributed.broadcast(sent, 0)
+        share = held(mine.detach())
+        start = first_row(mine)
+        share.copy_(sent[start : start + len(share)] if isinstance(mine, DTensor) else sent)
 
 
 def shard(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import distributed
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_data.order import share
 from rlhf_data.scoring import models
@@ -207,6 +208,36 @@ def test_shards_go_with_adapters_with_references_that_move_and_with_a_reward_hea
             weights = load_file(path)
             for key, tensor in load_file(two / path.relative_to(one)).items():
                 torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-6, msg=f"{name} {key}")
+
+
+def test_experts_are_divided_and_only_one_rank_reads_the_weights(snapshots, tmp_path):
+    torch.manual_seed(0)
+    said = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    said |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2}
+    start = {"path": str(tmp_path / "start")}
+    config = AutoConfig.for_model("qwen3_moe", **said | {"moe_intermediate_size": 32, "eos_token_id": 1})
+    AutoModelForCausalLM.from_config(config).save_pretrained(start["path"])
+    tiny_model.tokenizer().save_pretrained(start["path"])
+    options = {"rule": "simpo", "epochs": 2, "shard": True}
+    assert isinstance(run(snapshots["paired"], tmp_path / "one", tmp_path / "cache", start, options), dict)
+    where = (tmp_path / "two", tmp_path / "cache", start, options)
+    loads = together(2, tmp_path / "ranks", counted, snapshots["paired"], *where)
+    assert loads == [1, 0]
+    for mine, alone in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert mine["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert mine["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
+    weights = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "two" / "model" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-6, msg=name)
+
+
+def counted(*where) -> int:
+    """A run; how often this rank loaded a model for it."""
+    real, loads = models.load, []
+    models.load = lambda *said, **more: loads.append(said) or real(*said, **more)
+    assert isinstance(run(*where), dict)
+    models.load = real
+    return len(loads)
 
 
 def killed_and_resumed(snapshot: Path, folder: Path, cache: Path, reference: dict, options: dict[str, dict]) -> None:
