@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +37,9 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from rlhf_data.scoring.allocator import give_back
+from rlhf_data.scoring.forwards import forwards
 from rlhf_data.scoring.logprobs import default_budget, token_logps
-from rlhf_data.scoring.packs import Group, plan, size
+from rlhf_data.scoring.packs import Group, size
 
 Values = dict[tuple[int, int], float]  # (group, completion) → nats
 
@@ -113,13 +115,17 @@ def work_of(model: PreTrainedModel, groups: Sequence[Group]) -> Work:
 
 def ours(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> Values:
     """Packs of whole groups, as the scorer runs them."""
-    values: Values = {}
-    with torch.inference_mode():
-        for picked in plan(groups, token_budget, "packed"):
-            for i, logps in zip(picked, token_logps(model, [groups[i] for i in picked], "packed"), strict=True):
-                values |= {(i, j): float(one.double().sum()) for j, one in enumerate(logps)}
-            give_back()
-    return values
+    run = partial(_logps, model, groups)
+    return {
+        (i, j): float(one.double().sum())
+        for picked, measured in forwards(model, groups, "packed", token_budget, run)
+        for i, logps in zip(picked, measured, strict=True)
+        for j, one in enumerate(logps)
+    }
+
+
+def _logps(model: PreTrainedModel, groups: Sequence[Group], picked: list[int]) -> list[list[torch.Tensor]]:
+    return token_logps(model, [groups[i] for i in picked], "packed")
 
 
 def unshared(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> Values:
@@ -145,10 +151,9 @@ def plain_loop(model: PreTrainedModel, groups: Sequence[Group]) -> Values:
 def token_values(model: PreTrainedModel, groups: Sequence[Group], token_budget: int) -> list[list[torch.Tensor]]:
     """Per-token log-probs of every completion from our packs."""
     values: list[list[torch.Tensor]] = [[] for _ in groups]
-    with torch.inference_mode():
-        for picked in plan(groups, token_budget, "packed"):
-            for i, logps in zip(picked, token_logps(model, [groups[i] for i in picked], "packed"), strict=True):
-                values[i] = logps
+    for picked, measured in forwards(model, groups, "packed", token_budget, partial(_logps, model, groups)):
+        for i, logps in zip(picked, measured, strict=True):
+            values[i] = logps
     return values
 
 

@@ -32,9 +32,10 @@ from transformers.utils import logging
 
 from rlhf_data.scoring import identity, models, recipe
 from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.forwards import forwards, side_by_side
 from rlhf_data.scoring.logprobs import default_budget, hidden_states, layouts
 from rlhf_data.scoring.memory import in_words, preflight
-from rlhf_data.scoring.packs import Group, Layout, plan, size
+from rlhf_data.scoring.packs import Group, Layout, size
 from rlhf_data.scoring.progress import bar, say
 from rlhf_data.scoring.requests import request_ids
 from rlhf_data.scoring.segments import Item, grouped, segments
@@ -178,7 +179,7 @@ def reward(
         max_prompt_length: see `encode`.
         dtype: see `models.load`.
         device: see `models.load`.
-        token_budget: most tokens of a forward; None takes `default_budget`.
+        token_budget: most tokens in all forwards of a time; None takes `default_budget`.
         shard_rows: completions of a shard: a kill loses at most these.
         cache: folder for digests.
         progress: whether a bar on stderr counts completions.
@@ -240,11 +241,13 @@ def score_groups(
     model: PreTrainedModel, groups: Sequence[Group], layout: Layout, token_budget: int
 ) -> Iterator[tuple[list[int], list[list[float]], int]]:
     """(which groups, the scores of each, tokens run) of each forward, longest groups first, without gradients."""
-    sizes = whole(groups)
-    for picked in plan(sizes, token_budget, layout):
-        with torch.inference_mode():
-            scores = sequence_scores(model, [groups[i] for i in picked], layout)
-        yield picked, [[float(one) for one in row] for row in scores], sum(size(sizes[i], layout) for i in picked)
+    run = whole(groups)
+
+    def measure(picked: list[int]) -> list[list[float]]:
+        return [[float(one) for one in row] for row in sequence_scores(model, [groups[i] for i in picked], layout)]
+
+    for picked, scores in forwards(model, run, layout, token_budget, measure):
+        yield picked, scores, sum(size(run[i], layout) for i in picked)
 
 
 def _score_new(
@@ -260,7 +263,8 @@ def _score_new(
     known = scores.find(pa.array([item.key for item in items], pa.string())).is_valid().to_pylist()
     new = list({item.key: item for item, seen in zip(items, known, strict=True) if not seen}.values())
     shown.update(len(items) - len(new))
-    groups = grouped(new, token_budget, lambda group: size(whole([group])[0], layout))
+    largest = token_budget // side_by_side(model, token_budget)
+    groups = grouped(new, largest, lambda group: size(whole([group])[0], layout))
     ready: dict[str, float] = {}
     tokens = 0
     for picked, values, ran in score_groups(model, [group for group, _ in groups], layout, token_budget):

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from rlhf_data.files import whole_file
 from rlhf_data.scoring import MEASURES, identity, models, recipe, vllm_backend
-from rlhf_data.scoring.allocator import give_back
 from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.forwards import forwards, side_by_side
 from rlhf_data.scoring.logprobs import (
     compile_layers,
     default_budget,
@@ -42,10 +42,13 @@ from rlhf_data.scoring.store import Index, ScoreStore
 _RESULT_ROWS = 65_536  # completions whose token values are in memory at a time
 
 
+_Measured = Sequence[list[list[Tensor]]]  # log-probs, and log Σp² where it is kept
+
+
 class _Runner(NamedTuple):
-    measure: Callable[[Sequence[Group]], Sequence[list[list[Tensor]]]]  # log-probs, and log Σp² where it is kept
+    measure: Callable[[Sequence[Group]], Iterator[tuple[list[int], _Measured]]]  # of each forward, and of which groups
     layout: Layout
-    token_budget: int
+    largest: int  # tokens of a group
 
 
 class _Keep(NamedTuple):
@@ -89,7 +92,7 @@ def score(
         max_prompt_length: see `encode`.
         dtype: see `models.load`.
         device: see `models.load`.
-        token_budget: most tokens of a forward; None takes `default_budget`.
+        token_budget: most tokens in all forwards of a time; None takes `default_budget`.
         token_logps: store each token's log-prob too, so that rules over tokens find it later; rows of which only the
             sum is stored are scored again.
         squares: store the mean over tokens of log Σp² over the vocabulary too; rows without it are scored again.
@@ -206,19 +209,16 @@ def _add(scores: ScoreStore, keys: list[str], values: list[np.ndarray], keep: _K
 
 def _run(runner: _Runner, items: Sequence[Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
     """(keys, values of their tokens as `_add` takes them, tokens run) of each forward, longest groups first."""
-    groups = grouped(items, runner.token_budget, partial(size, layout=runner.layout))
-    for picked in plan([group for group, _ in groups], runner.token_budget, runner.layout):
-        batch = [groups[i] for i in picked]
-        asked = [group for group, _ in batch]
-        with torch.inference_mode():
-            measured = runner.measure(asked)
+    groups = grouped(items, runner.largest, partial(size, layout=runner.layout))
+    asked = [group for group, _ in groups]
+    for picked, measured in runner.measure(asked):
         flat = [[one for group in measure for one in group] for measure in measured]
         values = torch.stack([torch.cat(one) for one in flat], dim=1).float().cpu().numpy()
         ends = np.cumsum([len(one) for one in flat[0]])[:-1]
         yield (
-            [key for _, keys in batch for key in keys],
+            [key for i in picked for key in groups[i][1]],
             np.split(values, ends),
-            sum(size(group, runner.layout) for group in asked),
+            sum(size(asked[i], runner.layout) for i in picked),
         )
 
 
@@ -229,12 +229,14 @@ def _by_torch(model: PreTrainedModel, token_budget: int | None, squares: bool, p
     if model.device.type == "cuda":
         compile_layers(model, layout)
 
-    def measure(groups: Sequence[Group]) -> Sequence[list[list[Tensor]]]:
-        both = token_logps_and_squares(model, groups, layout) if squares else (token_logps(model, groups, layout),)
-        give_back()
-        return both
+    def measure(groups: Sequence[Group]) -> Iterator[tuple[list[int], _Measured]]:
+        def run(picked: list[int]) -> _Measured:
+            asked = [groups[i] for i in picked]
+            return token_logps_and_squares(model, asked, layout) if squares else (token_logps(model, asked, layout),)
 
-    return _Runner(measure, layout, budget)
+        return forwards(model, groups, layout, budget, run)
+
+    return _Runner(measure, layout, budget // side_by_side(model, budget))
 
 
 def _by_vllm(
@@ -246,7 +248,13 @@ def _by_vllm(
     if identity.parts(reference)[1] is not None:
         raise ValueError("the vllm backend takes a whole model: merge the adapter first")
     llm = vllm_backend.load(str(models.plain_folder(reference, cache)), dtype=dtype, max_length=max_length)
-    return _Runner(lambda groups: (vllm_backend.token_logps(llm, groups),), "packed", token_budget or 1 << 16)
+    budget = token_budget or 1 << 16
+
+    def measure(groups: Sequence[Group]) -> Iterator[tuple[list[int], _Measured]]:
+        for picked in plan(groups, budget, "packed"):
+            yield picked, (vllm_backend.token_logps(llm, [groups[i] for i in picked]),)
+
+    return _Runner(measure, "packed", budget)
 
 
 def _write_result(found: pa.Table, scores: ScoreStore, give: Sequence[str], out: Path) -> None:
