@@ -62,6 +62,7 @@ STRATEGIES: dict[str, Callable[[Ranked], Places]] = {
     "all": every,
     "adjacent": adjacent,
 }
+ENDS = ("best_vs_worst",)  # strategies that ask for the first and the last answer alone: no other place is drawn for
 
 
 def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
@@ -82,7 +83,7 @@ def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
         keys.append("source")
         answers = answers.sort("prompt_row", pl.col("source").to_physical(), "completion_row")
     starts, sizes = _groups(answers, keys)
-    order = _best_first(answers["reward"].to_numpy(), answers["bits"], starts, sizes, seed)
+    order = _best_first(answers["reward"].to_numpy(), answers["bits"], starts, sizes, seed, strategy in ENDS)
 
     def draw(places: np.ndarray) -> np.ndarray:
         return ids.keyed_hash(answers["bits"].gather(order[places]), strategy, seed).to_numpy()
@@ -119,14 +120,22 @@ def _groups(answers: pl.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndar
     return starts, np.diff(starts, append=answers.height)
 
 
-def _best_first(reward: np.ndarray, bits: pl.Series, starts: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """The places of answers, best first within each group; only those with equal rewards are drawn for."""
+def _best_first(
+    reward: np.ndarray, bits: pl.Series, starts: np.ndarray, sizes: np.ndarray, seed: int, ends: bool
+) -> np.ndarray:
+    """The places of answers, best first within each group; only those with equal rewards are drawn for.
+
+    With `ends`, the first and the last place of each group are right, and what is between may not be.
+    """
     order = np.arange(len(reward))
     for size in np.unique(sizes[sizes > 1]).tolist():
         first, within = starts[sizes == size], np.arange(size)[:, None]
         rewards = reward[first + within]  # (size, groups): rows that long are compared at the speed of memory
         rank = _ahead(rewards)
-        tied = rank.sum(axis=0) < size * (size - 1) // 2
+        if ends:
+            tied = ((rank == 0).sum(axis=0) > 1) | ~(rank == size - 1).any(axis=0)
+        else:
+            tied = rank.sum(axis=0) < size * (size - 1) // 2
         if tied.any():
             among = bits.gather((first[tied] + within).ravel())
             lots = ids.keyed_hash(among, "rank", seed).to_numpy().reshape(size, -1)
