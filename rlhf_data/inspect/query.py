@@ -2,10 +2,10 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rlhf_data import files
 from rlhf_data.snapshot import Snapshot
@@ -30,6 +30,8 @@ STORED = {
     "score_keys": "completion_id VARCHAR, key VARCHAR, n_tokens INTEGER, truncated BOOLEAN, refused VARCHAR, "
     "encoding VARCHAR",
 }
+Stored = dict[str, list[tuple[Path, list[Path]]]]  # of each of those tables: folders of recipes, and their shards
+T = TypeVar("T")
 OUT = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
 
 
@@ -64,13 +66,18 @@ def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None, 
     Raises:
         ValueError: the query cannot be run, with DuckDB's reason and the tables there are.
     """
-    with _in_words(snapshots), _connected(snapshots, _stored(sql, store)) as connection:
-        _only_reads(connection, sql)
-        cursor = connection.execute(sql)
-        described = cursor.description or []
-        found = cursor.fetchall() if rows is None else cursor.fetchmany(rows + 1)
-        kept = found if rows is None else found[:rows]
-        return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
+
+    def ask(stored: Stored) -> Answer:
+        with _connected(snapshots, stored) as connection:
+            _only_reads(connection, sql)
+            cursor = connection.execute(sql)
+            described = cursor.description or []
+            found = cursor.fetchall() if rows is None else cursor.fetchmany(rows + 1)
+            kept = found if rows is None else found[:rows]
+            return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
+
+    with _in_words(snapshots):
+        return _of_whole_store(sql, store, ask)
 
 
 def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path | None = None) -> int:
@@ -82,29 +89,35 @@ def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path
     if out.suffix not in OUT:
         raise ValueError(f"{out}: write to a file that ends in {' or '.join(OUT)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        files.whole_file(out) as temporary,
-        _in_words(snapshots),
-        _connected(snapshots, _stored(sql, store), writable=temporary) as connection,
-    ):
-        _only_reads(connection, sql)
-        place = _text(str(temporary))
-        connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
-        ((written,),) = connection.fetchall()
-        return written
+
+    def write(stored: Stored) -> int:
+        with _connected(snapshots, stored, writable=temporary) as connection:
+            _only_reads(connection, sql)
+            place = _text(str(temporary))
+            connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
+            ((written,),) = connection.fetchall()
+            return written
+
+    with files.whole_file(out) as temporary, _in_words(snapshots):
+        return _of_whole_store(sql, store, write)
 
 
 def describe(snapshots: dict[str, Snapshot], *, store: Path | None = None) -> list[dict[str, Any]]:
     """Every table with its number of rows and its columns' types; where there are several snapshots, of each."""
-    with _in_words(snapshots), _connected(snapshots, _stored(" ".join(STORED), store)) as connection:
-        return [
-            {
-                "table": table,
-                "rows": connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0],
-                "columns": {name: kind for name, kind, *_ in connection.sql(f"DESCRIBE {table}").fetchall()},
-            }
-            for table in _tables(snapshots)
-        ]
+
+    def tell(stored: Stored) -> list[dict[str, Any]]:
+        with _connected(snapshots, stored) as connection:
+            return [
+                {
+                    "table": table,
+                    "rows": connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0],
+                    "columns": {name: kind for name, kind, *_ in connection.sql(f"DESCRIBE {table}").fetchall()},
+                }
+                for table in _tables(snapshots)
+            ]
+
+    with _in_words(snapshots):
+        return _of_whole_store(" ".join(STORED), store, tell)
 
 
 def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
@@ -129,7 +142,21 @@ def _tables(snapshots: dict[str, Snapshot]) -> list[str]:
     return [*TABLES, *STORED, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
 
 
-def _stored(sql: str, store: Path | None) -> dict[str, list[tuple[Path, list[Path]]]]:
+def _of_whole_store(sql: str, store: Path | None, run: Callable[[Stored], T]) -> T:
+    """`run` with the shards that a query reads; again where a compaction took one of them away meanwhile."""
+    import duckdb
+
+    while True:
+        stored = _stored(sql, store)
+        try:
+            return run(stored)
+        except duckdb.Error:
+            shards = (path for folders in stored.values() for _, paths in folders for path in paths)
+            if all(path.exists() for path in shards):
+                raise
+
+
+def _stored(sql: str, store: Path | None) -> Stored:
     """Of each table of the score store that a query names: the folders of recipes and their shards.
 
     A store may have thousands of files, and what is wrong with one is no matter of a query that does not read it.
@@ -152,7 +179,7 @@ def _stored(sql: str, store: Path | None) -> dict[str, list[tuple[Path, list[Pat
 
 @contextmanager
 def _connected(
-    snapshots: dict[str, Snapshot], stored: dict[str, list[tuple[Path, list[Path]]]], writable: Path | None = None
+    snapshots: dict[str, Snapshot], stored: Stored, writable: Path | None = None
 ) -> Iterator["duckdb.DuckDBPyConnection"]:
     """A database in memory that reads these snapshots' and shards' files and nothing else; `writable` is written."""
     import duckdb

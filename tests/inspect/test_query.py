@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from rlhf_data.cli import run_command
+from rlhf_data.inspect import query as module
 from rlhf_data.inspect.query import STORED, TABLES, describe, named, query, query_to
-from rlhf_data.scoring.store import Index, ScoreStore
+from rlhf_data.scoring.store import Index, ScoreStore, compact
 
 
 @pytest.fixture
@@ -165,6 +166,22 @@ def test_a_broken_shard_stops_no_query_that_does_not_read_it(demo, tmp_path):
     assert query("SELECT count(*) FROM splits", demo, store=tmp_path).rows
     with pytest.raises(ValueError, match=r"shard-.*\.parquet"):
         query("FROM scores", demo, store=tmp_path)
+
+
+def test_a_query_survives_a_compaction_of_the_shards_it_listed(demo, tmp_path, monkeypatch):
+    store, listed = ScoreStore(tmp_path, {"model_hash": "m"}), []
+    for key in ("a", "b"):
+        store.add([key], [np.float32([-1])])
+    real = module._stored
+
+    def then_compacted(*arguments):
+        listed.append(real(*arguments))
+        compact(tmp_path)
+        return listed[-1]
+
+    monkeypatch.setattr(module, "_stored", then_compacted)
+    assert query("SELECT count(*), sum(logps) FROM scores", demo, store=tmp_path).rows == [(2, -2)]
+    assert len(listed) == 2
 
 
 def test_names_are_told_apart(built):
