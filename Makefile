@@ -14,9 +14,9 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-# Of `make test`, the laws of the data side, on 1,000 cases each and not on 50: some twenty minutes.
+# Of `make test`, the laws of the data side on 1,000 cases each and not on 50, those of rules on 200 and not on 10.
 laws: .venv/.installed
-	RLHF_DATA_LAWS=1000 $(BIN)/python -m pytest -n 2 --dist loadfile -q tests/laws tests/rate/test_bradley_terry.py
+	RLHF_DATA_LAWS=1000 $(BIN)/python -m pytest -n 2 --dist loadfile -q tests/laws tests/rules/test_rules.py tests/rate/test_bradley_terry.py
 
 # What is held against TRL's trainers: gradients, and whole runs of every rule that both have (`make test` has three).
 # Run it after a new TRL or a new rule. RLHF_DATA_PARITY_MODEL=FOLDER[:GGUF] adds a short run of a real model.

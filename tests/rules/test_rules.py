@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_data import rules
 from rlhf_data.rules import Completions, Pairs, PairTokenWeights, TokenWeights
 from rlhf_data.training.loss import weighted_loss
+from tests.laws.raw import CASES
 from tests.rules.batches import (
     LOGPS,
     REMEMBERED,
@@ -100,8 +101,11 @@ def has_no_ties(name: str, batch: Pairs | Completions) -> bool:
     return all(len(side.unique()) == len(side) for side in sides)
 
 
+few = settings(deadline=None, max_examples=CASES // 5)  # each law of each of the rules
+
+
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=25)
+@few
 @given(data=st.data())
 def test_the_gradient_of_weighted_loss_and_the_reported_loss_are_the_published_ones(name, data):
     batch, values = data.draw(drawn(name)), data.draw(hyperparameters(name))
@@ -173,7 +177,7 @@ def test_every_hyperparameter_matters(name):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=12)
+@few
 @given(data=st.data())
 def test_weights_and_losses_are_finite_at_gaps_of_thousands_of_nats(name, data):
     drawn_batch, values = data.draw(drawn(name, extreme=True)), data.draw(hyperparameters(name))
@@ -195,7 +199,7 @@ def test_weights_and_losses_are_finite_where_everything_is_zero(name):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@settings(deadline=None, max_examples=10)
+@few
 @given(data=st.data())
 def test_weights_follow_the_order_of_the_batch(name, data):
     batch = data.draw(drawn(name))
@@ -247,7 +251,7 @@ def test_a_rule_is_static_exactly_where_the_policy_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", [name for name in rules.RULES if name not in GROUPED])
-@settings(deadline=None, max_examples=10)
+@few
 @given(data=st.data())
 def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(name, data):
     batch = data.draw(drawn(name))
@@ -278,7 +282,7 @@ def gradients_of(name, batch, normalised_as) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", GROUPED)
-@settings(deadline=None, max_examples=10)
+@few
 @given(data=st.data())
 def test_an_answer_of_weight_zero_is_in_no_group_and_a_prompt_of_weight_two_counts_as_two(name, data):
     batch = data.draw(drawn(name))

@@ -77,6 +77,15 @@ def gradient(
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@cache
+def of_all(rule: str, *weights: float) -> torch.Tensor:
+    """The gradient of a step of all rows, of these weights."""
+    return gradient(rule, weighing(rows(rules.table(rule)), *weights), range(N))
+
+
+ONES, UNEVEN = (1.0,) * N, (1, 2, 0.5, 1, 3)
+
+
 def assert_equal(rule: str, one: torch.Tensor, other: torch.Tensor) -> None:
     size = float(other.norm())
     assert size > 0, f"{rule} has no gradient here: the law says nothing"
@@ -86,21 +95,18 @@ def assert_equal(rule: str, one: torch.Tensor, other: torch.Tensor) -> None:
 @pytest.mark.parametrize("rule", OTHERS)
 def test_a_row_of_weight_two_is_that_row_twice(rule):
     given = rows(rules.table(rule))
-    assert_equal(
-        rule, gradient(rule, weighing(given, 1, 2, 1, 1, 1), range(N)), gradient(rule, given, [0, 1, 1, 2, 3, 4])
-    )
+    assert_equal(rule, of_all(rule, 1, 2, 1, 1, 1), gradient(rule, given, [0, 1, 1, 2, 3, 4]))
 
 
 @pytest.mark.parametrize("rule", OTHERS)
 def test_a_row_of_weight_zero_is_absent(rule):
     given = rows(rules.table(rule))
-    assert_equal(rule, gradient(rule, weighing(given, 1, 1, 1, 0, 1), range(N)), gradient(rule, given, [0, 1, 2, 4]))
+    assert_equal(rule, of_all(rule, 1, 1, 1, 0, 1), gradient(rule, given, [0, 1, 2, 4]))
 
 
 @pytest.mark.parametrize("rule", OF_GROUPS)
 def test_an_answers_weight_scales_its_own_part_of_the_step_and_no_other(rule):
-    given = rows("unpaired")
-    one, two, three = (sum(w) * gradient(rule, weighing(given, *w), range(N)) for w in weights_of_row(1))
+    one, two, three = (sum(w) * of_all(rule, *w) for w in weights_of_row(1))
     assert float((two - one).norm()) > 0
     assert_equal(rule, three + one, 2 * two)
 
@@ -112,32 +118,30 @@ def weights_of_row(at: int) -> list[list[float]]:
 
 @pytest.mark.parametrize("rule", TRAINABLE)
 def test_a_common_factor_of_all_weights_changes_nothing(rule):
-    given = rows(rules.table(rule))
-    assert_equal(rule, gradient(rule, weighing(given, *[3.0] * N), range(N)), gradient(rule, given, range(N)))
+    assert_equal(rule, of_all(rule, *[3.0] * N), of_all(rule, *ONES))
 
 
 @pytest.mark.parametrize("rule", TRAINABLE)
 def test_padded_batches_have_the_gradient_of_packs(rule):
-    given = weighing(rows(rules.table(rule)), 1, 2, 0.5, 1, 3)
-    assert_equal(rule, gradient(rule, given, range(N), "padded"), gradient(rule, given, range(N)))
+    given = weighing(rows(rules.table(rule)), *UNEVEN)
+    assert_equal(rule, gradient(rule, given, range(N), "padded"), of_all(rule, *UNEVEN))
 
 
 @pytest.mark.parametrize("rule", TRAINABLE)
 def test_a_step_in_many_forwards_has_the_gradient_of_one(rule):
-    given = weighing(rows(rules.table(rule)), 1, 2, 0.5, 1, 3)
-    assert_equal(rule, gradient(rule, given, range(N), budget=1), gradient(rule, given, range(N)))
+    given = weighing(rows(rules.table(rule)), *UNEVEN)
+    assert_equal(rule, gradient(rule, given, range(N), budget=1), of_all(rule, *UNEVEN))
 
 
 @pytest.mark.parametrize("rule", TRAINABLE)
 def test_the_order_of_rows_in_a_step_changes_nothing(rule):
-    given = weighing(rows(rules.table(rule)), 1, 2, 0.5, 1, 3)
-    assert_equal(rule, gradient(rule, given, [3, 0, 4, 2, 1]), gradient(rule, given, range(N)))
+    given = weighing(rows(rules.table(rule)), *UNEVEN)
+    assert_equal(rule, gradient(rule, given, [3, 0, 4, 2, 1]), of_all(rule, *UNEVEN))
 
 
 @pytest.mark.parametrize("rule", [name for name in TRAINABLE if rules.table(name) == "paired"])
 def test_a_prompt_that_runs_once_has_the_gradient_of_one_that_runs_with_each_answer(rule, monkeypatch):
-    given = weighing(rows("paired"), 1, 2, 0.5, 1, 3)
-    shared = gradient(rule, given, range(N))
+    given, shared = weighing(rows("paired"), *UNEVEN), of_all(rule, *UNEVEN)
     for name in ("token_logps", "token_logps_and_squares"):
         monkeypatch.setattr(step, name, alone(getattr(step, name)))
     assert_equal(rule, gradient(rule, given, range(N)), shared)
