@@ -534,10 +534,7 @@ def _read_back(file: Path, table: str) -> Written:
     """What lies on disk, validated."""
     from rlhf_data.report import narrow, shown_first
 
-    thin, first = [], []
-    for part in tables.scan(file, table).collect_batches(chunk_size=tables.ROW_GROUP, maintain_order=True):
-        thin.append(narrow(tables.validate(part, table, unique=False).lazy(), table).collect())
-        first.append(shown_first(part, table))
-    rows = pl.concat(thin)
+    rows = tables.validate(tables.scan(file, table).collect(), table, unique=False)
     told = {"path": f"data/{file.name}", "rows": rows.height, "bytes": file.stat().st_size}
-    return Written({**told, "digest": files.digest(file)}, rows, pl.concat(first))
+    thin = narrow(rows.lazy(), table).collect()
+    return Written({**told, "digest": files.digest(file)}, thin, shown_first(rows, table))
