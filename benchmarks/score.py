@@ -264,6 +264,8 @@ def measure(
             case.run()
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
             after = gemm_rate(model)
+            said = f"round {turn + 1} of {rounds}: {name} {wall:.1f} s, {processor:.1f} of the processor"
+            print(said, file=sys.stderr, flush=True)
             rate, processor_rate = ((one + other) / 2 for one, other in zip(before, after, strict=True))
             measured[name].append(
                 {

@@ -10,6 +10,7 @@ round.
 """
 
 import argparse
+import gc
 import gzip
 import json
 import random
@@ -377,6 +378,8 @@ def grown(side: str, asked: argparse.Namespace, given: Prepared) -> dict[str, fl
     """MiB that one side's steps add at most to a process that holds model, gradients and AdamW's state."""
     import torch
 
+    from rlhf_data.scoring.allocator import give_back
+
     warnings.simplefilter("ignore")
     run: Any = ours(asked, given)[0] if side == "ours" else trls(asked, given)
     for group in run.optimizer.param_groups:
@@ -392,6 +395,8 @@ def grown(side: str, asked: argparse.Namespace, given: Prepared) -> dict[str, fl
         for start in range(0, len(given.pairs), asked.pairs):
             run(range(start, start + asked.pairs))
         return {"before": before / 2**20, "growth": (torch.cuda.max_memory_allocated() - before) / 2**20}
+    gc.collect()
+    give_back()  # what loading freed would hide what the steps take
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
     for start in range(0, len(given.pairs), asked.pairs):
