@@ -42,7 +42,7 @@ SCORES = (
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 KEYS = {"paired": ["prompt_row", "chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
 KEYS_OF_TEXTS = {"paired": ["chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
-HASHED = 50_000  # rows that enter a content hash at once
+HASHED = 50_000  # rows that enter a content hash at once: with others every hash is another
 
 
 class ExpectationError(ValueError):
