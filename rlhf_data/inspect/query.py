@@ -67,17 +67,15 @@ def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None, 
         ValueError: the query cannot be run, with DuckDB's reason and the tables there are.
     """
 
-    def ask(stored: Stored) -> Answer:
-        with _connected(snapshots, stored) as connection:
-            _only_reads(connection, sql)
-            cursor = connection.execute(sql)
-            described = cursor.description or []
-            found = cursor.fetchall() if rows is None else cursor.fetchmany(rows + 1)
-            kept = found if rows is None else found[:rows]
-            return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
+    def ask(connection: "duckdb.DuckDBPyConnection") -> Answer:
+        _only_reads(connection, sql)
+        cursor = connection.execute(sql)
+        described = cursor.description or []
+        found = cursor.fetchall() if rows is None else cursor.fetchmany(rows + 1)
+        kept = found if rows is None else found[:rows]
+        return Answer([c[0] for c in described], [str(c[1]) for c in described], kept, len(kept) < len(found))
 
-    with _in_words(snapshots):
-        return _of_whole_store(sql, store, ask)
+    return _asked(ask, sql, snapshots, store)
 
 
 def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path | None = None) -> int:
@@ -90,34 +88,31 @@ def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path
         raise ValueError(f"{out}: write to a file that ends in {' or '.join(OUT)}")
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(stored: Stored) -> int:
-        with _connected(snapshots, stored, writable=temporary) as connection:
-            _only_reads(connection, sql)
-            place = _text(str(temporary))
-            connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
-            ((written,),) = connection.fetchall()
-            return written
+    def write(connection: "duckdb.DuckDBPyConnection") -> int:
+        _only_reads(connection, sql)
+        place = _text(str(temporary))
+        connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
+        ((written,),) = connection.fetchall()
+        return written
 
-    with files.whole_file(out) as temporary, _in_words(snapshots):
-        return _of_whole_store(sql, store, write)
+    with files.whole_file(out) as temporary:
+        return _asked(write, sql, snapshots, store, writable=temporary)
 
 
 def describe(snapshots: dict[str, Snapshot], *, store: Path | None = None) -> list[dict[str, Any]]:
     """Every table with its number of rows and its columns' types; where there are several snapshots, of each."""
 
-    def tell(stored: Stored) -> list[dict[str, Any]]:
-        with _connected(snapshots, stored) as connection:
-            return [
-                {
-                    "table": table,
-                    "rows": connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0],
-                    "columns": {name: kind for name, kind, *_ in connection.sql(f"DESCRIBE {table}").fetchall()},
-                }
-                for table in _tables(snapshots)
-            ]
+    def tell(connection: "duckdb.DuckDBPyConnection") -> list[dict[str, Any]]:
+        return [
+            {
+                "table": table,
+                "rows": connection.sql(f"SELECT count(*) FROM {table}").fetchall()[0][0],
+                "columns": {name: kind for name, kind, *_ in connection.sql(f"DESCRIBE {table}").fetchall()},
+            }
+            for table in _tables(snapshots)
+        ]
 
-    with _in_words(snapshots):
-        return _of_whole_store(" ".join(STORED), store, tell)
+    return _asked(tell, " ".join(STORED), snapshots, store)
 
 
 def named(snapshots: list[tuple[str | None, Snapshot]]) -> dict[str, Snapshot]:
@@ -142,18 +137,26 @@ def _tables(snapshots: dict[str, Snapshot]) -> list[str]:
     return [*TABLES, *STORED, *(f"{_name(name)}.{table}" for name in snapshots for table in TABLES)]
 
 
-def _of_whole_store(sql: str, store: Path | None, run: Callable[[Stored], T]) -> T:
-    """`run` with the shards that a query reads; again where a compaction took one of them away meanwhile."""
+def _asked(
+    ask: Callable[["duckdb.DuckDBPyConnection"], T],
+    sql: str,
+    snapshots: dict[str, Snapshot],
+    store: Path | None,
+    writable: Path | None = None,
+) -> T:
+    """What `ask` gives of a database that has what `sql` reads; again where a compaction took a shard meanwhile."""
     import duckdb
 
-    while True:
-        stored = _stored(sql, store)
-        try:
-            return run(stored)
-        except duckdb.Error:
-            shards = (path for folders in stored.values() for _, paths in folders for path in paths)
-            if all(path.exists() for path in shards):
-                raise
+    with _in_words(snapshots):
+        while True:
+            stored = _stored(sql, store)
+            try:
+                with _connected(snapshots, stored, writable) as connection:
+                    return ask(connection)
+            except duckdb.Error:
+                shards = (path for folders in stored.values() for _, paths in folders for path in paths)
+                if all(path.exists() for path in shards):
+                    raise
 
 
 def _stored(sql: str, store: Path | None) -> Stored:
