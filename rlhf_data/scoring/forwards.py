@@ -40,8 +40,7 @@ def forwards(
             thread of its own.
     """
     several = side_by_side(model, token_budget)
-    packs = _even(groups, plan(groups, token_budget // several, layout), several, layout)
-    several = min(several, len(packs))
+    fits = [size(group, layout) <= token_budget // several for group in groups]
 
     def run(picked: list[int]) -> T:
         with torch.inference_mode():
@@ -50,19 +49,26 @@ def forwards(
         return measured
 
     with grouped_attention(model, layout):  # which is the model's, not a thread's
-        yield from zip(packs, _in_order(run, packs, several), strict=True)
+        for at_once, fit in ((1, False), (several, True)):  # a group too long for its share has all cores
+            among = [i for i, one in enumerate(fits) if one is fit]
+            packs = [
+                [among[k] for k in pack] for pack in _packs([groups[i] for i in among], token_budget, at_once, layout)
+            ]
+            yield from zip(packs, _in_order(run, packs, min(at_once, len(packs))), strict=True)
 
 
 def side_by_side(model: PreTrainedModel, token_budget: int) -> int:
     """How many forwards run at a time: as many as the CPU has threads, while none gets too small; one on a GPU."""
-    rotary = {getattr(module, "rope_type", None) for module in model.modules()}
-    if model.device.type != "cpu" or rotary & set(_STATEFUL):
+    told = [getattr(module, "rope_type", None) for module in model.modules()]
+    rotary = [kind for kinds in told for kind in (kinds.values() if isinstance(kinds, dict) else [kinds])]
+    if model.device.type != "cpu" or any(kind in _STATEFUL for kind in rotary):
         return 1
     return max(1, min(torch.get_num_threads(), token_budget // _TOKENS))
 
 
-def _even(groups: Sequence[Group], packs: list[list[int]], several: int, layout: Layout) -> list[list[int]]:
-    """The packs with those of the last turn made of one size, so that no thread is left alone with a large one."""
+def _packs(groups: Sequence[Group], token_budget: int, several: int, layout: Layout) -> list[list[int]]:
+    """Packs of which `several` fit the budget; those of the last turn of one size, so that no thread is left alone."""
+    packs = plan(groups, token_budget // several, layout)
     if several == 1 or not packs:
         return packs
     last = len(packs) % several or several

@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from rlhf_data.scoring import identity, models, recipe
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.forwards import forwards, side_by_side
+from rlhf_data.scoring.forwards import forwards
 from rlhf_data.scoring.logprobs import default_budget, hidden_states, layouts
 from rlhf_data.scoring.memory import in_words, preflight
 from rlhf_data.scoring.packs import Group, Layout, size
@@ -263,8 +263,7 @@ def _score_new(
     known = scores.find(pa.array([item.key for item in items], pa.string())).is_valid().to_pylist()
     new = list({item.key: item for item, seen in zip(items, known, strict=True) if not seen}.values())
     shown.update(len(items) - len(new))
-    largest = token_budget // side_by_side(model, token_budget)
-    groups = grouped(new, largest, lambda group: size(whole([group])[0], layout))
+    groups = grouped(new, token_budget, lambda group: size(whole([group])[0], layout))
     ready: dict[str, float] = {}
     tokens = 0
     for picked, values, ran in score_groups(model, [group for group, _ in groups], layout, token_budget):

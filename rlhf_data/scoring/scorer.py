@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from rlhf_data.files import whole_file
 from rlhf_data.scoring import MEASURES, identity, models, recipe, vllm_backend
 from rlhf_data.scoring.encode import encode
-from rlhf_data.scoring.forwards import forwards, side_by_side
+from rlhf_data.scoring.forwards import forwards
 from rlhf_data.scoring.logprobs import (
     compile_layers,
     default_budget,
@@ -48,7 +48,7 @@ _Measured = Sequence[list[list[Tensor]]]  # log-probs, and log Σp² where it is
 class _Runner(NamedTuple):
     measure: Callable[[Sequence[Group]], Iterator[tuple[list[int], _Measured]]]  # of each forward, and of which groups
     layout: Layout
-    largest: int  # tokens of a group
+    token_budget: int
 
 
 class _Keep(NamedTuple):
@@ -209,7 +209,7 @@ def _add(scores: ScoreStore, keys: list[str], values: list[np.ndarray], keep: _K
 
 def _run(runner: _Runner, items: Sequence[Item]) -> Iterator[tuple[list[str], list[np.ndarray], int]]:
     """(keys, values of their tokens as `_add` takes them, tokens run) of each forward, longest groups first."""
-    groups = grouped(items, runner.largest, partial(size, layout=runner.layout))
+    groups = grouped(items, runner.token_budget, partial(size, layout=runner.layout))
     asked = [group for group, _ in groups]
     for picked, measured in runner.measure(asked):
         flat = [[one for group in measure for one in group] for measure in measured]
@@ -236,7 +236,7 @@ def _by_torch(model: PreTrainedModel, token_budget: int | None, squares: bool, p
 
         return forwards(model, groups, layout, budget, run)
 
-    return _Runner(measure, layout, budget // side_by_side(model, budget))
+    return _Runner(measure, layout, budget)
 
 
 def _by_vllm(

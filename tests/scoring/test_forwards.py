@@ -69,6 +69,14 @@ def test_the_last_turn_is_dealt_out_evenly(model, monkeypatch):
     assert [sum(size(groups[i], "packed") for i in picked) for picked in packs] == [50, 50, 30, 30]
 
 
+def test_a_group_too_long_for_its_share_runs_whole_and_has_all_threads(threads, model):
+    groups = [Group([1], [[2] * n]) for n in (5, 40, 30, 7)]
+    found = forwards(model, groups, "packed", 48, lambda picked: torch.get_num_threads())
+    ran = {i: n for picked, n in found for i in picked}
+    assert sorted(ran) == [0, 1, 2, 3]
+    assert [ran[i] for i in (1, 2)] == [threads] * 2
+
+
 def test_what_one_pack_raises_ends_the_others(threads, model):
     def fails(picked: list[int]) -> None:
         raise ValueError("a pack that fails")
@@ -88,8 +96,11 @@ def test_whoever_stops_asking_waits_for_no_more_than_what_runs(threads, model):
 def test_a_model_that_a_forward_changes_runs_one_pack_at_a_time(threads, model):
     assert side_by_side(model, 10_000) == threads
     assert side_by_side(model, 8) == 1
-    model.model.rotary_emb.rope_type = "dynamic"
-    assert side_by_side(model, 10_000) == 1
+    model.model.rotary_emb.rope_type = {"full_attention": "default"}  # as Gemma 3 and OLMo 3 have it
+    assert side_by_side(model, 10_000) == threads
+    for stateful in ("dynamic", {"sliding_attention": "default", "full_attention": "longrope"}):
+        model.model.rotary_emb.rope_type = stateful
+        assert side_by_side(model, 10_000) == 1
 
 
 def test_nothing_to_run_gives_nothing(threads, model):
