@@ -127,13 +127,15 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
     from rlhf_data.tables import read
 
     rated, out = make_rated(folder, prompts), folder / "out.parquet"
-    columns = ["prompt_row", "completion_row", "source", "reward", "votes"]
+    columns = ["prompt_row", "completion_row", "source", "reward"]
 
     def pair() -> int:
         answers = read(rated / "rated.parquet", "rated", columns)
         answers = answers.with_columns(read(rated / "completions.parquet", "completion_index", ["bits"])["bits"])
-        pairs = propose(answers, strategy, 0).select("chosen_row", "rejected_row", "margin")
-        narrow = pairs.filter(pl.col("margin") >= MARGIN).to_arrow()
+        pairs = propose(answers, strategy, 0).filter(pl.col("margin") >= MARGIN)
+        row = answers["completion_row"].to_numpy()
+        chosen, rejected = (pl.Series(row[pairs[side].to_numpy()]) for side in ("chosen_at", "rejected_at"))
+        narrow = pairs.select("margin", chosen_row=chosen, rejected_row=rejected).to_arrow()
         rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
         how: dict[str, Any] = {"use_dictionary": ["margin"], "column_encoding": rows}
         pq.write_table(narrow, out, compression="zstd", compression_level=1, **how)
@@ -287,7 +289,7 @@ def ours_unpair(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
     import polars as pl
 
     from rlhf_data import tables
-    from rlhf_data.shape.pairing import propose
+    from rlhf_data.shape.pairing import propose, rows_of
     from rlhf_data.shape.unpaired import to_unpaired
 
     rated, given, out = make_rated(folder, prompts), folder / "given", folder / "unpaired"
@@ -295,7 +297,8 @@ def ours_unpair(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
     given.mkdir(exist_ok=True)
     answers = tables.read(rated / "rated.parquet", "rated")
     index = tables.read(rated / "completions.parquet", "completion_index", ["bits"])
-    pairs = propose(answers.with_columns(index["bits"]), "best_vs_worst", 0).filter(pl.col("margin") >= MARGIN)
+    made = propose(answers.with_columns(index["bits"]), "best_vs_worst", 0).filter(pl.col("margin") >= MARGIN)
+    pairs = rows_of(answers, made)
     behind = pl.concat_list(pl.col("chosen_row"))
     compared = pairs.with_columns(preference=pl.lit(1.0), votes=pl.lit(1, pl.Int64), judgment_rows=behind)
     tables.write(compared.select(list(tables.columns("compared"))), given / "compared.parquet", "compared")

@@ -1,5 +1,6 @@
 """The step `shape` to the paired table: compared pairs as they are given, rated answers by a strategy."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import polars as pl
 
 from rlhf_data import ids, tables, texts
 from rlhf_data.accounting import Count, summed
-from rlhf_data.shape.pairing import propose
+from rlhf_data.shape.pairing import propose, rows_of
 from rlhf_data.shape.precedence import by_precedence
 
 AS_GIVEN = "as_given"
@@ -92,12 +93,17 @@ def _part(
 ) -> tuple[pl.DataFrame, list[Count]]:
     """The pairs of some prompts, sorted, and what became of their candidates and answers."""
     candidates = compared.with_columns(margin=pl.lit(None, dtype=pl.Float64))
+    kept, filtered = _choose(candidates, min_margin=min_margin, ties=ties)
+    number = candidates.height
     if pairing != AS_GIVEN:
         usable = rated.filter(pl.col("reward").is_not_null())
         usable = usable.with_columns(texts.looked_up(usable["completion_row"], answers, "bits"))
-        made = propose(usable, pairing, seed).with_columns(preference=pl.lit(1.0))
-        candidates = pl.concat([candidates, made], how="diagonal") if candidates.height else made
-    kept, filtered = _choose(candidates, min_margin=min_margin, ties=ties)
+        proposed = propose(usable, pairing, seed).with_columns(preference=pl.lit(1.0))
+        some, others = _choose(proposed, min_margin=min_margin, ties=ties)
+        made = rows_of(usable, some)
+        kept = pl.concat([kept, made], how="diagonal") if kept.height else made
+        filtered = dict(Counter(filtered) + Counter(others))
+        number += proposed.height
     pairs = kept
     if compared.height or rated["source"].n_unique() > 1:
         unordered = [pl.min_horizontal("chosen_row", "rejected_row"), pl.max_horizontal("chosen_row", "rejected_row")]
@@ -111,7 +117,7 @@ def _part(
         Count(
             "shape",
             "candidate pairs",
-            candidates.height,
+            number,
             pairs.height,
             merged={"the same two answers": merged} if merged else {},
             filtered=filtered,

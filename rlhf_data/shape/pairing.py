@@ -1,12 +1,13 @@
 """Rated answers → pairs, by a named strategy.
 
-A strategy gets answers that are sorted by prompt, best first, and gives places in that order: of the chosen answer and
-of the rejected one. It handles numbers only: a million answers take a tenth of a second. To add one: write the function
-and name it in STRATEGIES. Which of several equal answers comes first is decided by a keyed hash of the ids, so neither
+A strategy gets prompts with equally many answers, ranked, and gives ranks: of the chosen answers and of the rejected
+ones. It handles numbers only: all pairs of a million answers take a tenth of a second. To add one: write the function
+and name it in STRATEGIES. Which of several equal answers ranks first is decided by a keyed hash of the ids, so neither
 the order of rows nor new prompts change it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -14,161 +15,149 @@ import polars as pl
 
 from rlhf_data import ids
 
+_BLOCK = 1 << 16  # answers ranked at a time: what is made on the way stays in a CPU's cache
+_FEW = 16  # answers of a prompt up to which comparing each with each is quicker than sorting them
+
 
 class Ranked(NamedTuple):
-    """Answers sorted by prompt and source, best first.
+    """Prompts that have equally many answers each of a source; the answer of rank 0 is the best.
 
     Attributes:
-        starts: (groups,) where each prompt's answers begin.
-        sizes: (groups,) how many each has, at least 2.
-        draw: gives a keyed hash (n,) for the answers at the places (n,) given.
+        size: answers of each prompt, at least 2.
+        draw: gives keyed hashes (k, prompts) of the answers of the ranks (k,) given.
     """
 
-    starts: np.ndarray
-    sizes: np.ndarray
+    size: int
     draw: Callable[[np.ndarray], np.ndarray]
 
 
-Places = tuple[np.ndarray, np.ndarray]  # of the chosen answers, of the rejected ones
+# Of the chosen answers, of the rejected ones: (k,), the same for all prompts, or (k, prompts).
+Ranks = tuple[np.ndarray, np.ndarray]
 
 
-def best_vs_worst(ranked: Ranked) -> Places:
+def best_vs_worst(ranked: Ranked) -> Ranks:
     """The highest rated answer of each prompt against the lowest rated one."""
-    return ranked.starts, ranked.starts + ranked.sizes - 1
+    return np.array([0]), np.array([ranked.size - 1])
 
 
-def best_vs_random(ranked: Ranked) -> Places:
+def best_vs_random(ranked: Ranked) -> Ranks:
     """The highest rated answer of each prompt against one of its others, drawn by keyed hash."""
-    best, others = _offsets(ranked, lambda size: (np.zeros(size - 1, np.int64), np.arange(1, size)))
-    drawn = ranked.draw(others)
-    order = np.lexsort((drawn, best))
-    first = np.flatnonzero(np.diff(best[order], prepend=-1))
-    return best[order][first], others[order][first]
+    others = np.arange(1, ranked.size)
+    return np.array([0]), 1 + ranked.draw(others).argmin(axis=0, keepdims=True)
 
 
-def every(ranked: Ranked) -> Places:
+def every(ranked: Ranked) -> Ranks:
     """Every two answers of each prompt."""
-    return _offsets(ranked, lambda size: np.triu_indices(size, k=1))
+    return np.triu_indices(ranked.size, k=1)
 
 
-def adjacent(ranked: Ranked) -> Places:
+def adjacent(ranked: Ranked) -> Ranks:
     """Each answer of a prompt against the next lower rated one."""
-    return _offsets(ranked, lambda size: (np.arange(size - 1), np.arange(1, size)))
+    return np.arange(ranked.size - 1), np.arange(1, ranked.size)
 
 
-STRATEGIES: dict[str, Callable[[Ranked], Places]] = {
+STRATEGIES: dict[str, Callable[[Ranked], Ranks]] = {
     "best_vs_worst": best_vs_worst,
     "best_vs_random": best_vs_random,
     "all": every,
     "adjacent": adjacent,
 }
-ENDS = ("best_vs_worst",)  # strategies that ask for the first and the last answer alone: no other place is drawn for
 
 
 def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
-    """Pairs of rated answers; chosen is rated at least as high as rejected.
+    """Pairs of rated answers, by where they stand; chosen is rated at least as high as rejected.
 
     Args:
-        answers: prompt_row, completion_row, source, reward (not null), votes, bits (of the answer's id); sorted by
+        answers: prompt_row, completion_row, source, reward (not null), bits (of the answer's id); sorted by
             completion_row, one row per answer and source.
         strategy: a name of STRATEGIES.
         seed: of the keyed hashes.
 
     Returns:
-        prompt_row, chosen_row, rejected_row, source, chosen_reward, rejected_reward, margin, votes; pairs are made
-        within a source only.
+        chosen_at, rejected_at: places in `answers` (UInt32), and margin, in no order; pairs are made within a source
+        only.
     """
-    keys = ["prompt_row"]
-    if answers["source"].n_unique() > 1:
-        keys.append("source")
-        answers = answers.sort("prompt_row", pl.col("source").to_physical(), "completion_row")
-    starts, sizes = _groups(answers, keys)
-    order = _best_first(answers["reward"].to_numpy(), answers["bits"], starts, sizes, seed, strategy in ENDS)
+    reward, bits = answers["reward"].to_numpy(), answers["bits"].to_numpy()
 
-    def draw(places: np.ndarray) -> np.ndarray:
-        return ids.keyed_hash(answers["bits"].gather(order[places]), strategy, seed).to_numpy()
+    def pairs(places: np.ndarray) -> pl.DataFrame:
+        """Of prompts whose answers (size, prompts) stand there."""
+        lots = _drawn(bits[places], "rank", seed)
+        ranked = np.take_along_axis(places, _best_first(reward[places], lots), axis=0)
+        ranks = STRATEGIES[strategy](Ranked(len(ranked), lambda some: _drawn(bits[ranked[some]], strategy, seed)))
+        chosen, rejected = (_at(ranked, one) for one in ranks)
+        return pl.DataFrame(
+            {"chosen_at": chosen, "rejected_at": rejected, "margin": reward[chosen] - reward[rejected]},
+            schema_overrides={"chosen_at": pl.UInt32, "rejected_at": pl.UInt32},
+        )
 
-    chosen, rejected = STRATEGIES[strategy](Ranked(starts[sizes > 1], sizes[sizes > 1], draw))
-    better, worse = order[chosen], order[rejected]
-    columns = ("prompt_row", "completion_row", "reward", "votes")
-    prompt, row, reward, votes = (answers[column].to_numpy() for column in columns)
-    one = len(keys) == 1 and answers.height
-    source = answers["source"].new_from_index(0, len(better)) if one else answers["source"].gather(better)
-    chosen_reward, rejected_reward = reward[better], reward[worse]
-    return pl.DataFrame(
-        {
-            "prompt_row": prompt[better],
-            "source": source,
-            "rejected_row": row[worse],
-            "chosen_row": row[better],
-            "chosen_reward": chosen_reward,
-            "rejected_reward": rejected_reward,
-            "margin": chosen_reward - rejected_reward,
-            "votes": votes[better] + votes[worse],
-        }
+    return pl.concat([pairs(np.empty((2, 0), np.uint32)), *map(pairs, _prompts(answers))])
+
+
+def rows_of(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs that `propose` made of these answers, and other columns they may have, as rows.
+
+    Returns:
+        prompt_row, source, chosen_row, rejected_row, chosen_reward, rejected_reward, votes, and those columns.
+    """
+    chosen = answers.select("prompt_row", "source", "completion_row", "reward", "votes")[pairs["chosen_at"]]
+    rejected = answers.select("completion_row", "reward", "votes")[pairs["rejected_at"]]
+    return pairs.drop("chosen_at", "rejected_at").with_columns(
+        chosen["prompt_row"],
+        chosen["source"],
+        chosen_row=chosen["completion_row"],
+        rejected_row=rejected["completion_row"],
+        chosen_reward=chosen["reward"],
+        rejected_reward=rejected["reward"],
+        votes=chosen["votes"] + rejected["votes"],
     )
 
 
-def _groups(answers: pl.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each prompt's answers begin, and how many they are."""
+def _prompts(answers: pl.DataFrame) -> Iterator[np.ndarray]:
+    """Where the answers of prompts that have several stand, (size, prompts), _BLOCK answers or so at a time."""
+    keys, order = ["prompt_row"], np.arange(answers.height, dtype=np.uint32)
+    if answers["source"].n_unique() > 1:
+        keys.append("source")
+        by = ("prompt_row", pl.col("source").to_physical(), "completion_row")
+        order = answers.select(pl.arg_sort_by(*by)).to_series().to_numpy()
     new = np.zeros(answers.height, bool)
     new[:1] = True
     for key in keys:
-        value = answers[key].to_physical().to_numpy()
+        value = answers[key].to_physical().to_numpy()[order]
         new[1:] |= value[1:] != value[:-1]
     starts = np.flatnonzero(new)
-    return starts, np.diff(starts, append=answers.height)
+    sizes = np.diff(starts, append=answers.height)
+    for size in np.flatnonzero(np.bincount(sizes[sizes > 1])).tolist():
+        first = starts[sizes == size]
+        step = max(1, _BLOCK // size)
+        for at in range(0, len(first), step):
+            yield order[first[at : at + step] + np.arange(size)[:, None]]
 
 
-def _best_first(
-    reward: np.ndarray, bits: pl.Series, starts: np.ndarray, sizes: np.ndarray, seed: int, ends: bool
-) -> np.ndarray:
-    """The places of answers, best first within each group; only those with equal rewards are drawn for.
+def _best_first(rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
+    """The order (size, prompts) that puts each prompt's answers best first.
 
-    With `ends`, the first and the last place of each group are right, and what is between may not be.
+    Args:
+        rewards: (size, prompts).
+        lots: (size, prompts), of equal rewards the lowest first; of equal ones the one that stands first.
     """
-    order = np.arange(len(reward))
-    for size in np.unique(sizes[sizes > 1]).tolist():
-        first, within = starts[sizes == size], np.arange(size)[:, None]
-        rewards = reward[first + within]  # (size, groups): rows that long are compared at the speed of memory
-        rank = _ahead(rewards)
-        if ends:
-            tied = ((rank == 0).sum(axis=0) > 1) | ~(rank == size - 1).any(axis=0)
-        else:
-            tied = rank.sum(axis=0) < size * (size - 1) // 2
-        if tied.any():
-            among = bits.gather((first[tied] + within).ravel())
-            lots = ids.keyed_hash(among, "rank", seed).to_numpy().reshape(size, -1)
-            rank[:, tied] += _ahead(rewards[:, tied], lots)
-        order[first + rank] = first + within
+    size, prompts = rewards.shape
+    if size > _FEW:
+        return np.lexsort((lots, -rewards), axis=0)
+    rank = np.zeros((size, prompts), np.int8)
+    for i, j in combinations(range(size), 2):
+        ahead = (rewards[j] > rewards[i]) | ((rewards[j] == rewards[i]) & (lots[j] < lots[i]))
+        rank[i] += ahead
+        rank[j] += ~ahead
+    order = np.empty((size, prompts), np.int64)
+    order[rank, np.arange(prompts)] = np.arange(size)[:, None]
     return order
 
 
-def _ahead(rewards: np.ndarray, lots: np.ndarray | None = None) -> np.ndarray:
-    """How many of its group each answer has before it: those with a higher reward, or, with lots, with an equal one.
-
-    Args:
-        rewards: (size, groups). For the few answers that a prompt has this is quicker than sorting them.
-        lots: (size, groups), the lower first; of equal ones the one that stands first.
-    """
-    count = np.zeros(rewards.shape, np.int32)
-    for k in range(len(rewards)):
-        count += rewards[k] > rewards if lots is None else _drawn_first(k, rewards, lots)
-    return count
+def _at(ranked: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The answers of these ranks, one after the other."""
+    return (ranked[ranks] if ranks.ndim == 1 else np.take_along_axis(ranked, ranks, axis=0)).ravel()
 
 
-def _drawn_first(k: int, rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
-    """Which equal answers of its group the k-th precedes, (size, groups)."""
-    later = np.arange(len(lots))[:, None] > k
-    return (rewards[k] == rewards) & ((lots[k] < lots) | ((lots[k] == lots) & later))
-
-
-def _offsets(ranked: Ranked, within: Callable[[int], Places]) -> Places:
-    """The places of pairs, from their places within a prompt of each size."""
-    chosen, rejected = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for size in np.unique(ranked.sizes):
-        starts = ranked.starts[ranked.sizes == size][:, None]
-        better, worse = within(int(size))
-        chosen.append((starts + better).ravel())
-        rejected.append((starts + worse).ravel())
-    return np.concatenate(chosen), np.concatenate(rejected)
+def _drawn(bits: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """Keyed hashes of answers, in the shape of their bits."""
+    return ids.keyed_hash(pl.Series(bits.ravel()), purpose, seed).to_numpy().reshape(bits.shape)

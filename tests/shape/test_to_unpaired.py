@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_data import tables
-from rlhf_data.shape.pairing import propose
+from rlhf_data.shape.pairing import propose, rows_of
 from rlhf_data.shape.unpaired import to_unpaired, unpair
 from tests.rows import PROMPTS, compared, index, named, rated
 
@@ -59,7 +59,7 @@ def test_pairing_then_unpairing_loses_no_answer(groups):
             "bits": pl.Series(range(len(places)), dtype=pl.UInt64),
         }
     )
-    found = propose(answers, "all", 0)
+    found = rows_of(answers, propose(answers, "all", 0))
     behind = pl.Series([[int(a), int(b)] for a, b in found.select("chosen_row", "rejected_row").iter_rows()])
     back = unpair(found.with_columns(preference=pl.lit(1.0), judgment_rows=behind.cast(pl.List(pl.UInt32))))
     assert set(back["completion_row"]) == set(answers["completion_row"])
