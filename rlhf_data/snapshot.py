@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS_PER_FILE = 125_000
-FILES_AT_ONCE = 4  # whose texts are in memory together
+ROWS_AT_ONCE = 500_000  # about: of files whose texts are in memory together
 WORKERS = 2  # files that are written at once
 SPLITS = ("train", "validation", "test")
 # Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
@@ -505,6 +504,17 @@ def _parts(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
             yield f"{split}-{k:05d}-of-{count:05d}.parquet", part
 
 
+def _together(parts: Iterable[tuple[str, pl.DataFrame]]) -> list[list[tuple[str, pl.DataFrame]]]:
+    """The files in order, about ROWS_AT_ONCE rows at a time, and about as many each time."""
+    whole = list(parts)
+    total, done = sum(rows.height for _, rows in whole), 0
+    times: list[list[tuple[str, pl.DataFrame]]] = [[] for _ in range(max(1, round(total / ROWS_AT_ONCE)))]
+    for name, rows in whole:
+        times[(2 * done + rows.height) * len(times) // (2 * total)].append((name, rows))  # where its middle stands
+        done += rows.height
+    return [few for few in times if few]
+
+
 def _write_data(
     folder: Path, parts: Iterable[tuple[str, pl.DataFrame]], text: Path, known: texts.Names, table: str
 ) -> list[Written]:
@@ -513,9 +523,9 @@ def _write_data(
     Texts are fetched for a few files at a time, so memory does not grow with the table; not for each file or split,
     as most of a fetch is the reading of all chunks.
     """
-    rest, found = iter(parts), []
+    found: list[Written] = []
     with ThreadPoolExecutor(WORKERS) as pool:  # compression leaves the interpreter, and most of the time, to others
-        while few := list(islice(rest, FILES_AT_ONCE)):
+        for few in _together(parts):
             wanted = pl.concat(rows.select(*KEYS_OF_TEXTS[table], "prompt_row") for _, rows in few)
             held = {
                 "prompt": texts.prompt_texts(text, wanted["prompt_row"]),

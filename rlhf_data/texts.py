@@ -8,6 +8,7 @@ nothing but ids and numbers is in them.
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from xxhash import xxh3_128_hexdigest
 from rlhf_data import files, tables
 
 INDEXES = {"prompts": "prompt_index", "completions": "completion_index", "judgments": "judgments"}
+READERS = 2  # chunks that are read at once
 SEPARATOR = "#"  # between the file and the record of a raw_ref
 # The two answers of a pair, whichever was chosen.
 UNORDERED = {
@@ -165,11 +167,15 @@ def prompt_texts(folder: Path, wanted: pl.Series) -> pl.DataFrame:
 def _gathered(folder: Path, table: str, key: str, text: str, wanted: pl.Series) -> pl.DataFrame:
     asked = wanted.drop_nulls().unique()
     index = read(folder, table, [key, "chunk", "place"]).filter(pl.col(key).is_in(asked.implode()))
-    parts = [pl.DataFrame(schema={key: pl.UInt32, text: tables.columns(table)[text]})]
     chunks = chunks_of(folder)
-    for (number,), here in index.group_by("chunk", maintain_order=True):
-        texts = read_chunk(chunks[int(number)], table, [text])[text].gather(here["place"])  # type: ignore[call-overload]
-        parts.append(here.select(key).with_columns(texts))
+
+    def fetched(one: tuple[tuple[int], pl.DataFrame]) -> pl.DataFrame:
+        (number,), here = one
+        return here.select(key).with_columns(read_chunk(chunks[number], table, [text])[text].gather(here["place"]))
+
+    parts = [pl.DataFrame(schema={key: pl.UInt32, text: tables.columns(table)[text]})]
+    with ThreadPoolExecutor(READERS) as pool:  # a chunk alone is too small to be decoded on several cores
+        parts += pool.map(fetched, index.group_by("chunk", maintain_order=True))  # type: ignore[arg-type]
     return pl.concat(parts).sort(key)
 
 
