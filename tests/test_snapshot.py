@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_series_equal
 
-from rlhf_data import ids, tables
+from rlhf_data import ids, snapshot, tables
 from rlhf_data.snapshot import Snapshot, content_hash, resolve
 from tests.project import SPEC, ratings
 
@@ -166,3 +166,16 @@ def test_a_split_without_rows_has_no_file(project):
     project.spec(SPEC.replace("split: {test: 0.2}\n", ""))
     assert project.build() == 0
     assert [p.name for p in project.snapshot.files()] == ["train-00000-of-00001.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("files", "times"),
+    [([], []), ([3], [[3]]), ([9, 9, 9], [[9], [9], [9]]), ([5, 5, 5, 1], [[5, 5], [5, 1]]), ([2, 2, 1], [[2, 2, 1]])],
+    ids=str,
+)
+def test_texts_are_fetched_for_files_of_about_so_many_rows(files, times, monkeypatch):
+    monkeypatch.setattr(snapshot, "ROWS_AT_ONCE", 8)
+    parts = [(f"{k}.parquet", rows().clear(n)) for k, n in enumerate(files)]
+    found = snapshot._together(parts)
+    assert [[held.height for _, held in few] for few in found] == times
+    assert [name for few in found for name, _ in few] == [name for name, _ in parts]
