@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from xxhash import xxh3_128_hexdigest
 
@@ -286,9 +287,20 @@ def looked_up(numbers: pl.Series, table: pl.DataFrame, column: str) -> pl.Series
     """
     key = table.columns[0]
     if table.height and table[key][-1] != table.height - 1:  # rows were left out: the number is not the place
-        places = table.select(key).with_row_index("_place")
-        numbers = numbers.alias(key).to_frame().join(places, on=key, how="left", maintain_order="left")["_place"]
+        numbers = _places(numbers, table[key])
     return table[column].gather(numbers)
+
+
+def _places(numbers: pl.Series, known: pl.Series) -> pl.Series:
+    """Where each number stands in `known`, which is sorted and not empty; null where it does not.
+
+    By a table of all numbers there might be: row numbers are dense, but for what cleaning left out.
+    """
+    nowhere = len(known)
+    places = np.full(max(known[-1], int(numbers.max() or 0)) + 1, nowhere, np.uint32)  # type: ignore[call-overload]
+    places[known.to_numpy()] = np.arange(nowhere, dtype=np.uint32)
+    found = pl.Series("_place", places).gather(numbers)
+    return found.to_frame().select(pl.when(pl.col("_place") < nowhere).then("_place")).to_series()
 
 
 def _refs(lists: pl.Series, judgments: pl.DataFrame) -> pl.Series:

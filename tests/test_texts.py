@@ -25,6 +25,12 @@ def test_a_column_is_looked_up_by_number_also_where_rows_were_left_out(held, dat
     assert found.name == "text" and found.dtype == pl.String
 
 
+def test_a_number_that_was_left_out_or_never_was_has_no_value():
+    table = pl.DataFrame({"row": pl.Series([0, 2, 5], dtype=pl.UInt32), "text": ["t0", "t2", "t5"]})
+    asked = pl.Series([5, 1, 7, None, 0], dtype=pl.UInt32)
+    assert texts.looked_up(asked, table, "text").to_list() == ["t5", None, None, None, "t0"]
+
+
 @few
 @given(lists=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), max_size=6), held=st.booleans())
 def test_lineage_is_each_record_once_in_the_order_of_texts(lists, held):
