@@ -1,7 +1,7 @@
 """Rated answers → pairs, by a named strategy.
 
 A strategy gets prompts with equally many answers, ranked, and gives ranks: of the chosen answers and of the rejected
-ones. It handles numbers only: all pairs of a million answers take a tenth of a second. To add one: write the function
+ones. It handles numbers only: all pairs of a million answers take a fifth of a second. To add one: write the function
 and name it in STRATEGIES. Which of several equal answers ranks first is decided by a keyed hash of the ids, so neither
 the order of rows nor new prompts change it.
 """

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from rlhf_data import ids
+from rlhf_data.shape import pairing
 from rlhf_data.shape.pairing import STRATEGIES, propose, rows_of
 
 few = settings(deadline=None, max_examples=50)
@@ -82,6 +83,18 @@ def test_neither_the_order_of_rows_nor_the_number_of_one_matters(strategy, group
     answers = rated(*groups)
     shuffled = answers[data.draw(st.permutations(range(answers.height)))] if answers.height else answers
     assert_frame_equal(pairs_of(shuffled, strategy).sort(KEY), pairs_of(answers, strategy).sort(KEY))
+
+
+@every_strategy
+@few
+@given(groups=rewards, few=st.sampled_from([0, 16]), block=st.integers(1, 9))
+def test_neither_how_answers_are_ranked_nor_how_many_at_a_time_matters(strategy, groups, few, block):
+    answers = rated(*groups)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairing, "_FEW", few)  # beyond it answers are sorted, not compared one by one
+        patch.setattr(pairing, "_BLOCK", block)
+        found = pairs_of(answers, strategy)
+    assert_frame_equal(found.sort(KEY), pairs_of(answers, strategy).sort(KEY))
 
 
 @every_strategy
