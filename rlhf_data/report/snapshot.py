@@ -30,8 +30,7 @@ def snapshot_page(
     manifest = whole(manifest)
     table = manifest["table"]
     thin = facts.narrow(rows.lazy(), table).collect(engine="streaming") if thin is None else thin
-    if thin.height:  # prompts are only told apart and counted, which numbers are quicker for than ids
-        thin = thin.with_columns(pl.col("prompt_id").hash())
+    thin = thin.with_columns(pl.col("prompt_id").hash())  # prompts are only counted here: numbers are quicker than ids
     sections = {
         "accounting": accounting(manifest["accounting"]),
         "sources": facts.by_source(thin, manifest["sources"]),

@@ -92,18 +92,19 @@ def _part(
     sources: list[str] | None,
 ) -> tuple[pl.DataFrame, list[Count]]:
     """The pairs of some prompts, sorted, and what became of their candidates and answers."""
-    candidates = compared.with_columns(margin=pl.lit(None, dtype=pl.Float64))
-    kept, filtered = _choose(candidates, min_margin=min_margin, ties=ties)
-    number = candidates.height
+    kept, filtered = _choose(
+        compared.with_columns(margin=pl.lit(None, dtype=pl.Float64)), min_margin=min_margin, ties=ties
+    )
+    candidates = compared.height
     if pairing != AS_GIVEN:
         usable = rated.filter(pl.col("reward").is_not_null())
         usable = usable.with_columns(texts.looked_up(usable["completion_row"], answers, "bits"))
         proposed = propose(usable, pairing, seed).with_columns(preference=pl.lit(1.0))
-        some, others = _choose(proposed, min_margin=min_margin, ties=ties)
-        made = rows_of(usable, some)
+        taken, left = _choose(proposed, min_margin=min_margin, ties=ties)
+        made = rows_of(usable, taken)
         kept = pl.concat([kept, made], how="diagonal") if kept.height else made
-        filtered = dict(Counter(filtered) + Counter(others))
-        number += proposed.height
+        filtered = dict(Counter(filtered) + Counter(left))
+        candidates += proposed.height
     pairs = kept
     if compared.height or rated["source"].n_unique() > 1:
         unordered = [pl.min_horizontal("chosen_row", "rejected_row"), pl.max_horizontal("chosen_row", "rejected_row")]
@@ -117,7 +118,7 @@ def _part(
         Count(
             "shape",
             "candidate pairs",
-            number,
+            candidates,
             pairs.height,
             merged={"the same two answers": merged} if merged else {},
             filtered=filtered,

@@ -87,11 +87,11 @@ def test_neither_the_order_of_rows_nor_the_number_of_one_matters(strategy, group
 
 @every_strategy
 @few
-@given(groups=rewards, few=st.sampled_from([0, 16]), block=st.integers(1, 9))
-def test_neither_how_answers_are_ranked_nor_how_many_at_a_time_matters(strategy, groups, few, block):
+@given(groups=rewards, compared=st.sampled_from([0, 16]), block=st.integers(1, 9))
+def test_neither_how_answers_are_ranked_nor_how_many_at_a_time_matters(strategy, groups, compared, block):
     answers = rated(*groups)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairing, "_FEW", few)  # beyond it answers are sorted, not compared one by one
+        patch.setattr(pairing, "_FEW", compared)  # beyond so many, answers are sorted, not compared one by one
         patch.setattr(pairing, "_BLOCK", block)
         found = pairs_of(answers, strategy)
     assert_frame_equal(found.sort(KEY), pairs_of(answers, strategy).sort(KEY))
