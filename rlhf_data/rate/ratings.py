@@ -2,6 +2,8 @@
 
 import polars as pl
 
+from rlhf_data.rate.scales import quotient
+
 VALUED = ("rating", "rank", "label")
 ANSWER = ["prompt_row", "completion_row", "source"]
 
@@ -32,13 +34,11 @@ def combine_aspects(
     marked = ratings.with_columns(_complete=pl.col("aspect").n_unique().over(reader) == len(weights))
     if missing != "refuse":
         marked = marked.with_columns(_complete=pl.lit(True))
-    values = [name for name in ("value", "scaled") if name in judgments.columns]
+    values, whole = [name for name in ("value", "scaled") if name in judgments.columns], sum(weights.values())
 
     def mean(name: str) -> pl.Expr:
         total, there = (pl.col(name) * weight).sum(), weight.sum()
-        if isinstance(missing, str):
-            return total / there
-        return (total + missing * (sum(weights.values()) - there)) / sum(weights.values())
+        return total / there if isinstance(missing, str) else total + missing * (whole - there)
 
     combined = (
         marked.filter("_complete")
@@ -49,6 +49,8 @@ def combine_aspects(
         .agg(*(mean(name).alias(name) for name in values), judgment_rows=pl.col("judgment_row").explode())
         .with_columns(kind=pl.lit("rating", dtype=judgments.schema["kind"]))
     )
+    if not isinstance(missing, str):
+        combined = combined.with_columns(quotient(pl.col(name), whole) for name in values)
     others = judgments.filter(pl.col("kind") != "rating").with_columns(judgment_rows=pl.concat_list("judgment_row"))
     return pl.concat([others, combined], how="diagonal"), marked.filter(~pl.col("_complete")).drop("_complete")
 
@@ -84,7 +86,7 @@ def rate_answers(judgments: pl.DataFrame, *, scale: tuple[float, float] | None =
     none = pl.lit(None, dtype=pl.Float64)
     known = {name: pl.col(name) if name in rated.columns else none for kind in VALUED for name in _of(kind)}
     liked = known["_label"]
-    told, spread = (known["_rating"] - low) / (high - low), known["_rating_std"] / (high - low)
+    told, spread = (quotient(value, high - low) for value in (known["_rating"] - low, known["_rating_std"]))
     if "_scaled" in rated.columns:
         told, spread = pl.col("_scaled"), pl.col("_scaled_std")
     return rated.select(

@@ -19,6 +19,19 @@ def rank(value: pl.Expr, group: list[str]) -> pl.Expr:
     return (value.rank("average").over(group) - 0.5) / pl.len().over(group)
 
 
+def quotient(value: pl.Expr, by: float) -> pl.Expr:
+    """`value / by`, to the last digit whatever stands beside it.
+
+    Of several rows polars multiplies by `1 / by` (3 / 5 is then 0.6000000000000001), of a lone or a constant one it
+    divides: what is said of other answers would change a row.
+    """
+    return value.map_batches(
+        lambda held: pl.Series(held.to_numpy() / by, dtype=pl.Float64, nan_to_null=True),
+        return_dtype=pl.Float64,
+        is_elementwise=True,
+    )
+
+
 METHODS = {"zscore": zscore, "rank": rank}
 
 

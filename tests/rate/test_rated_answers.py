@@ -80,6 +80,14 @@ def test_a_demonstration_has_neither_rating_nor_reward_nor_label():
 
 
 @few
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.lists(st.integers(0, 5), max_size=2))
+def test_a_reward_is_the_exact_quotient_whatever_is_said_of_other_answers(values, again):
+    rows = [judgment(answer, float(value)) for answer, value in zip("abcd", values, strict=False)]
+    found = answers(*rows, *(judgment("e", float(value)) for value in again), scale=(0, 5))
+    assert [found[answer]["reward"] for answer, _ in zip("abcd", values, strict=False)] == [v / 5 for v in values]
+
+
+@few
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1)), min_size=1, max_size=12), st.data())
 def test_the_order_of_judgments_changes_no_digit(ratings, data):
     rows = judged(*(judgment(answer, value) for answer, value in ratings))
