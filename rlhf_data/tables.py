@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROW_GROUP = 50_000
-VALIDATED = 250_000  # rows that are validated at once: memory does not grow with the table
+VALIDATED = 1_000_000  # rows that are validated at once: memory does not grow with the table
 NAMES = (
     "prompts", "completions", "observed", "refused", "prompt_index", "completion_index", "judgments", "rated",
     "compared", "kept", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",

@@ -7,7 +7,7 @@ nothing but ids and numbers is in them.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +89,16 @@ def read_chunk(chunk: Chunk, part: str, columns: list[str] | None = None) -> pl.
     return tables.read(path, part, columns)
 
 
+def read_chunks(chunks: Iterable[Chunk], part: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """One table of each chunk, in their order; a chunk alone is too small to be decoded on several cores.
+
+    Raises:
+        ValueError: see `read_chunk`.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(lambda chunk: read_chunk(chunk, part, columns), chunks)
+
+
 def write_chunks(folder: Path, chunks: list[Chunk]) -> None:
     (folder / "chunks.json").write_text(json.dumps(chunks))
 
@@ -118,8 +128,8 @@ def write(folder: Path, chunks: list[Chunk], **held: pl.DataFrame) -> None:
         chunks: what its rows point into.
         held: prompts, completions and judgments.
     """
-    for name, table in INDEXES.items():
-        tables.write(held[name], folder / f"{name}.parquet", table)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: tables.write(held[name], folder / f"{name}.parquet", INDEXES[name]), INDEXES))
     write_chunks(folder, chunks)
 
 
@@ -175,7 +185,7 @@ def _gathered(folder: Path, table: str, key: str, text: str, wanted: pl.Series) 
         return here.select(key).with_columns(read_chunk(chunks[number], table, [text])[text].gather(here["place"]))
 
     parts = [pl.DataFrame(schema={key: pl.UInt32, text: tables.columns(table)[text]})]
-    with ThreadPoolExecutor(READERS) as pool:  # a chunk alone is too small to be decoded on several cores
+    with ThreadPoolExecutor(READERS) as pool:  # not `read_chunks`: of a chunk's texts only those asked for are kept
         parts += pool.map(fetched, index.group_by("chunk", maintain_order=True))  # type: ignore[arg-type]
     return pl.concat(parts).sort(key)
 

@@ -70,8 +70,7 @@ def _completions(chunks: Sequence[Chunk], prompt_rows: Sequence[np.ndarray]) -> 
 def _judgments(chunks: Sequence[Chunk], completion_rows: Sequence[np.ndarray], prompt_row: pl.Series) -> pl.DataFrame:
     """The judgments of all chunks by the rows of what they judge, in the order of those."""
     parts = []
-    for chunk, rows in zip(chunks, completion_rows, strict=True):
-        observed = texts.read_chunk(chunk, "observed")
+    for chunk, rows, observed in zip(chunks, completion_rows, texts.read_chunks(chunks, "observed"), strict=True):
         number = pl.Series("row", rows, dtype=pl.UInt32)
         parts.append(
             observed.with_columns(
@@ -93,8 +92,8 @@ def _judgments(chunks: Sequence[Chunk], completion_rows: Sequence[np.ndarray], p
 def _stacked(chunks: Sequence[Chunk], part: str, columns: list[str]) -> pl.DataFrame:
     """A table of every chunk, one below the other: chunk, place in it, and `_all`, the place in the whole."""
     frames = [
-        texts.read_chunk(chunk, part, columns).with_row_index("place").with_columns(chunk=pl.lit(k, dtype=pl.UInt32))
-        for k, chunk in enumerate(chunks)
+        frame.with_row_index("place").with_columns(chunk=pl.lit(k, dtype=pl.UInt32))
+        for k, frame in enumerate(texts.read_chunks(chunks, part, columns))
     ]
     return pl.concat(frames).with_row_index("_all")
 
