@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS_PER_FILE = 125_000
-ROWS_AT_ONCE = 500_000  # about: of files whose texts are in memory together
+TEXT_AT_ONCE = 1 << 30  # bytes, about: of texts that are in memory together
 WORKERS = 2  # files that are written at once
 SPLITS = ("train", "validation", "test")
 # Floats of another device may differ in their last digits: they are not part of a snapshot's identity.
@@ -504,11 +505,12 @@ def _parts(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
             yield f"{split}-{k:05d}-of-{count:05d}.parquet", part
 
 
-def _together(parts: Iterable[tuple[str, pl.DataFrame]]) -> list[list[tuple[str, pl.DataFrame]]]:
-    """The files in order, about ROWS_AT_ONCE rows at a time, and about as many each time."""
+def _together(parts: Iterable[tuple[str, pl.DataFrame]], row_bytes: float) -> list[list[tuple[str, pl.DataFrame]]]:
+    """The files in order, about TEXT_AT_ONCE of such rows at a time, and about as many each time."""
     whole = list(parts)
     total, done = sum(rows.height for _, rows in whole), 0
-    times: list[list[tuple[str, pl.DataFrame]]] = [[] for _ in range(max(1, round(total / ROWS_AT_ONCE)))]
+    n = math.ceil(total * row_bytes / TEXT_AT_ONCE)
+    times: list[list[tuple[str, pl.DataFrame]]] = [[] for _ in range(max(1, n))]
     for name, rows in whole:
         times[(2 * done + rows.height) * len(times) // (2 * total)].append((name, rows))  # where its middle stands
         done += rows.height
@@ -524,8 +526,9 @@ def _write_data(
     as most of a fetch is the reading of all chunks.
     """
     found: list[Written] = []
+    row_bytes = texts.mean_bytes(text, "prompts") + len(KEYS_OF_TEXTS[table]) * texts.mean_bytes(text, "completions")
     with ThreadPoolExecutor(WORKERS) as pool:  # compression leaves the interpreter, and most of the time, to others
-        for few in _together(parts):
+        for few in _together(parts, row_bytes):
             wanted = pl.concat(rows.select(*KEYS_OF_TEXTS[table], "prompt_row") for _, rows in few)
             held = {
                 "prompt": texts.prompt_texts(text, wanted["prompt_row"]),

@@ -175,6 +175,15 @@ def prompt_texts(folder: Path, wanted: pl.Series) -> pl.DataFrame:
     return _gathered(folder, "prompts", "prompt_row", "prompt", wanted)
 
 
+def mean_bytes(folder: Path, table: str) -> float:
+    """About what a row of the chunks' prompts or completions takes in memory."""
+    import pyarrow.parquet as pq
+
+    held = [pq.read_metadata(chunk.path(table)) for chunk in chunks_of(folder)]
+    size = sum(told.row_group(k).total_byte_size for told in held for k in range(told.num_row_groups))
+    return size / max(1, sum(told.num_rows for told in held))
+
+
 def _gathered(folder: Path, table: str, key: str, text: str, wanted: pl.Series) -> pl.DataFrame:
     asked = wanted.drop_nulls().unique()
     index = read(folder, table, [key, "chunk", "place"]).filter(pl.col(key).is_in(asked.implode()))

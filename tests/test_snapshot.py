@@ -173,9 +173,9 @@ def test_a_split_without_rows_has_no_file(project):
     [([], []), ([3], [[3]]), ([9, 9, 9], [[9], [9], [9]]), ([5, 5, 5, 1], [[5, 5], [5, 1]]), ([2, 2, 1], [[2, 2, 1]])],
     ids=str,
 )
-def test_texts_are_fetched_for_files_of_about_so_many_rows(files, times, monkeypatch):
-    monkeypatch.setattr(snapshot, "ROWS_AT_ONCE", 8)
+def test_texts_are_fetched_for_files_of_about_so_many_bytes(files, times, monkeypatch):
+    monkeypatch.setattr(snapshot, "TEXT_AT_ONCE", 80)
     parts = [(f"{k}.parquet", rows().clear(n)) for k, n in enumerate(files)]
-    found = snapshot._together(parts)
+    found = snapshot._together(parts, row_bytes=10.0)
     assert [[held.height for _, held in few] for few in found] == times
     assert [name for few in found for name, _ in few] == [name for name, _ in parts]

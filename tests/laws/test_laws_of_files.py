@@ -163,7 +163,7 @@ def test_the_sizes_of_parts_and_the_number_of_workers_change_no_byte(seen, table
             patch.setattr(ingest, "WORKERS", 1 + n % 2)
             cut = build(way.path, files, table, "cut")
             patch.setattr(snapshot, "ROWS_PER_FILE", n)
-            patch.setattr(snapshot, "ROWS_AT_ONCE", 2 * n)
+            patch.setattr(snapshot, "TEXT_AT_ONCE", 100 * n)
             parted = build(way.path, files, table, "parted")
         assert digests(whole) == digests(cut)
         assert whole.manifest["content_hash"] == cut.manifest["content_hash"] == parted.manifest["content_hash"]
