@@ -7,6 +7,7 @@ the order of rows nor new prompts change it.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import polars as pl
 from rlhf_data import ids
 
 _BLOCK = 1 << 16  # answers ranked at a time: what is made on the way stays in a CPU's cache
+WORKERS = 2  # blocks at once: numpy leaves the interpreter to others
 _FEW = 16  # answers of a prompt up to which comparing each with each is quicker than sorting them
 
 
@@ -90,7 +92,8 @@ def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
             schema_overrides={"chosen_at": pl.UInt32, "rejected_at": pl.UInt32},
         )
 
-    return pl.concat([pairs(np.empty((2, 0), np.uint32)), *map(pairs, _prompts(answers))])
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return pl.concat([pairs(np.empty((2, 0), np.uint32)), *pool.map(pairs, _prompts(answers))])
 
 
 def rows_of(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
