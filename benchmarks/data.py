@@ -364,21 +364,20 @@ def export_text(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
 
 
 def read_only(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
-    """Every row of published files, in batches, looked at by nobody."""
+    """Every row of published files, file by file, looked at by nobody."""
     from rlhf_data import tables
 
     files = _published_files(folder, strategy, prompts)
-    batches = lambda: tables.scan(files, "paired").collect_batches(chunk_size=tables.ROW_GROUP)  # noqa: E731
-    return lambda: sum(batch.height for batch in batches())
+    return lambda: sum(tables.scan(file, "paired").collect().height for file in files)
 
 
 def validate(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
-    """The same against the contract."""
+    """The same against the contract, as `publish` does with what it wrote."""
     from rlhf_data import tables
 
     files = _published_files(folder, strategy, prompts)
-    batches = lambda: tables.scan(files, "paired").collect_batches(chunk_size=tables.ROW_GROUP)  # noqa: E731
-    return lambda: sum(tables.validate(batch, "paired", unique=False).height for batch in batches())
+    read = lambda file: tables.scan(file, "paired").collect()  # noqa: E731
+    return lambda: sum(tables.validate(read(file), "paired", unique=False).height for file in files)
 
 
 def _project(folder: Path, *, raw: Path, pairing: str, margin: str = "", clean: str = "") -> None:
@@ -412,7 +411,7 @@ CASES: dict[str, dict[str, Callable[[str, Path, int], Callable[[], int]]]] = {
     },
     "unpair": {"by reference, the whole step": ours_unpair, "TRL's unpair_preference_dataset": trl_unpair},
     "export": {"export of the texts": export_text, "a plain copy": copy},
-    "validation": {"validated in batches": validate, "read in batches": read_only},
+    "validation": {"validated file by file": validate, "read file by file": read_only},
 }
 STRATEGIES = {
     "pairs": ("best_vs_worst", "all"),
@@ -503,15 +502,14 @@ def main() -> None:
             show(f"{group}, {strategy}, {prompts * ANSWERS:,} answers", found)
     if "memory" in wanted:
         most = prompts if arguments.quick else 5 * prompts
-        for name, group in (("by reference, the whole step", "pairs"), ("validated in batches", "validation")):
+        for name, group in (("by reference, the whole step", "pairs"), ("validated file by file", "validation")):
             if group == "validation" and arguments.quick:
                 continue
-            sizes = {
-                f"{n * ANSWERS:,} answers": [
-                    ask(group, name, "all" if group == "pairs" else "best_vs_worst", arguments.folder, n)
-                ]
-                for n in (prompts, most)
-            }
+            strategy = "all" if group == "pairs" else "best_vs_worst"
+            sizes = {}
+            for n in (prompts, most):
+                ask(group, name, strategy, arguments.folder, n)  # makes the files, which is not measured
+                sizes[f"{n * ANSWERS:,} answers"] = [ask(group, name, strategy, arguments.folder, n)]
             figures["rounds"][f"memory, {group}"] = sizes
             show(f"memory: {name}", sizes)
     if "build" in wanted:

@@ -6,7 +6,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
 
 ROW_GROUP = 50_000
 VALIDATED = 1_000_000  # rows that are validated at once: memory does not grow with the table
+STREAMED = 250_000  # rows of a stream that are validated and written at once, or more
 NAMES = (
     "prompts", "completions", "observed", "refused", "prompt_index", "completion_index", "judgments", "rated",
     "compared", "kept", "marks", "clusters", "splits", "unpaired", "paired", "quarantine",
@@ -273,24 +274,37 @@ def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
             column_encoding=numbers,
         ) as writer,
     ):
-        for frame in frames:
-            part = validate(conform(frame, name), name).to_arrow()
+        for frame in _joined(conform(frame, name) for frame in frames):
+            part = validate(frame, name).to_arrow()
             writer.write_table(part.cast(writer.schema), row_group_size=ROW_GROUP)
         writer.add_key_value_metadata({"rlhf_data.table": name})
 
 
-def read(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+def _joined(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Frames, small ones joined to some STREAMED rows: what a contract costs is calls, not rows."""
+    held: list[pl.DataFrame] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(part.height for part in held) >= STREAMED:
+            yield pl.concat(held)
+            held = []
+    if held:
+        yield pl.concat(held)
+
+
+def read(path: Path, name: str, columns: list[str] | None = None, where: pl.Expr | bool = True) -> pl.DataFrame:
     """Read a table that `write` wrote; its values were checked then, its columns and types are now.
 
     Args:
         path: a .parquet file.
         name: whose contract it keeps.
         columns: read only these.
+        where: read only rows of which this holds.
 
     Raises:
         ContractError: it is not there, damaged, or of other columns or types.
     """
-    frame = scan(path, name)
+    frame = scan(path, name).filter(where)
     try:
         return (frame if columns is None else frame.select(columns)).collect()
     except pl.exceptions.PolarsError as error:

@@ -115,9 +115,9 @@ def missing_chunks(folder: Path) -> list[str]:
     return [chunk.folder for chunk in chunks_of(folder) if not whole(Path(chunk.folder))]
 
 
-def read(folder: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """One of the three tables of a text folder: prompts, completions, judgments."""
-    return tables.read(folder / f"{name}.parquet", INDEXES[name], columns)
+def read(folder: Path, name: str, columns: list[str] | None = None, where: pl.Expr | bool = True) -> pl.DataFrame:
+    """One of the three tables of a text folder: prompts, completions, judgments; see `tables.read`."""
+    return tables.read(folder / f"{name}.parquet", INDEXES[name], columns, where)
 
 
 def write(folder: Path, chunks: list[Chunk], **held: pl.DataFrame) -> None:
@@ -315,10 +315,11 @@ def _places(numbers: pl.Series, known: pl.Series) -> pl.Series:
 
     By a table of all numbers there might be: row numbers are dense, but for what cleaning left out.
     """
-    nowhere = len(known)
-    places = np.full(max(known[-1], int(numbers.max() or 0)) + 1, nowhere, np.uint32)  # type: ignore[call-overload]
-    places[known.to_numpy()] = np.arange(nowhere, dtype=np.uint32)
-    found = pl.Series("_place", places).gather(numbers)
+    nowhere, least = len(known), min(known[0], int(numbers.min() or 0))  # type: ignore[call-overload]
+    most = max(known[-1], int(numbers.max() or 0))  # type: ignore[call-overload]
+    places = np.full(most - least + 1, nowhere, np.uint32)
+    places[known.to_numpy() - least] = np.arange(nowhere, dtype=np.uint32)
+    found = pl.Series("_place", places).gather(numbers - least)
     return found.to_frame().select(pl.when(pl.col("_place") < nowhere).then("_place")).to_series()
 
 

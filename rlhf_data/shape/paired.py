@@ -13,8 +13,10 @@ from rlhf_data.shape.pairing import propose, rows_of
 from rlhf_data.shape.precedence import by_precedence
 
 AS_GIVEN = "as_given"
-PART = 500_000  # rows of rated answers and compared pairs that are in hand at once
+PART = 250_000  # rows of rated answers and compared pairs that are in hand at once
 RATED = ["prompt_row", "completion_row", "source", "reward", "votes"]
+COMPARED = ["prompt_row", "chosen_row", "rejected_row", "source", "preference", "votes"]
+ANSWERS = ["completion_row", "bits", "category"]
 
 
 def to_paired(
@@ -43,17 +45,17 @@ def to_paired(
         seed: of the keyed hashes.
         sources: their names, in the spec's order.
     """
-    rated = tables.read(inputs["rate"] / "rated.parquet", "rated", RATED)
-    compared = tables.read(inputs["rate"] / "compared.parquet", "compared").drop("judgment_rows")
+    held = {name: inputs["rate"] / f"{name}.parquet" for name in ("rated", "compared")}
     splits = tables.read(inputs["split"] / "splits.parquet", "splits")
-    answers = texts.read(inputs["text"], "completions", ["completion_row", "bits", "category"])
     counts: list[Count] = []
 
     def parts() -> Iterator[pl.DataFrame]:
-        for of_prompts in _prompt_ranges(rated["prompt_row"], compared["prompt_row"]):
+        prompt_rows = [tables.read(path, name, ["prompt_row"])["prompt_row"] for name, path in held.items()]
+        for of_prompts in _prompt_ranges(*prompt_rows):
+            answers = texts.read(inputs["text"], "completions", ANSWERS, of_prompts)
             rows, counted = _part(
-                rated.filter(of_prompts),
-                compared.filter(of_prompts),
+                tables.read(held["rated"], "rated", RATED, of_prompts),
+                tables.read(held["compared"], "compared", COMPARED, of_prompts),
                 answers,
                 pairing=pairing,
                 min_margin=min_margin,

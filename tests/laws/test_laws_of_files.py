@@ -153,7 +153,7 @@ def test_the_order_of_records_and_files_changes_no_published_value(seen, table, 
 @given(seen=raw.worlds(raw.IN_A_BUILD, damaged=True, fewest=4), table=either, n=st.integers(20, 400))
 def test_the_sizes_of_parts_and_the_number_of_workers_change_no_byte(seen, table, n):
     assume(gives_pairs(seen))
-    small = ((paired, "PART"), (tables, "VALIDATED"), (readers, "PIECE_BYTES"))
+    small = ((paired, "PART"), (tables, "VALIDATED"), (tables, "STREAMED"), (readers, "PIECE_BYTES"))
     with Folder(on_disk=True) as way:
         files = raw.write(way.path / "raw", seen)
         whole = build(way.path, files, table, "whole")

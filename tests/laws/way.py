@@ -199,10 +199,11 @@ def _keep_parts(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
     return None
 
 
-def _kept(path: Path, name: str, columns: list[str] | None = None) -> pl.DataFrame:
+def _kept(path: Path, name: str, columns: list[str] | None = None, where: pl.Expr | bool = True) -> pl.DataFrame:
     if path not in _HELD:
-        return _read(path, name, columns)
-    return _HELD[path] if columns is None else _HELD[path].select(columns)
+        return _read(path, name, columns, where)
+    held = _HELD[path].filter(where)
+    return held if columns is None else held.select(columns)
 
 
 def _kept_lazily(path: Path | list[Path], name: str) -> pl.LazyFrame:
