@@ -85,8 +85,12 @@ def read_chunk(chunk: Chunk, part: str, columns: list[str] | None = None) -> pl.
     path = chunk.path(part)
     told = files.read_json(Path(chunk.folder) / "_SUCCESS") or {"files": {}}
     if not path.is_file() or [path.stat().st_size, files.digest(path)] != told["files"].get(path.name):
-        raise ValueError(f"{path} is damaged: remove {chunk.folder} and run again")
+        raise ValueError(_damaged(chunk, part))
     return tables.read(path, part, columns)
+
+
+def _damaged(chunk: Chunk, part: str) -> str:
+    return f"{chunk.path(part)} is damaged: remove {chunk.folder} and run again"
 
 
 def read_chunks(chunks: Iterable[Chunk], part: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
@@ -176,10 +180,19 @@ def prompt_texts(folder: Path, wanted: pl.Series) -> pl.DataFrame:
 
 
 def mean_bytes(folder: Path, table: str) -> float:
-    """About what a row of the chunks' prompts or completions takes in memory."""
+    """About what a row of the chunks' prompts or completions takes in memory.
+
+    Raises:
+        ValueError: a chunk is not there or damaged.
+    """
     import pyarrow.parquet as pq
 
-    held = [pq.read_metadata(chunk.path(table)) for chunk in chunks_of(folder)]
+    held = []
+    for chunk in chunks_of(folder):
+        try:
+            held.append(pq.read_metadata(chunk.path(table)))
+        except (OSError, ValueError):  # what pyarrow raises is one or the other
+            raise ValueError(_damaged(chunk, table)) from None
     size = sum(told.row_group(k).total_byte_size for told in held for k in range(told.num_row_groups))
     return size / max(1, sum(told.num_rows for told in held))
 

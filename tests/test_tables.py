@@ -191,6 +191,21 @@ def test_a_table_is_read_back_as_it_was_written_and_says_what_it_is(tmp_path):
     assert pl.read_parquet_metadata(path)["rlhf_data.table"] == "rated"
 
 
+def test_only_the_columns_and_rows_asked_for_are_read(tmp_path):
+    path = tables.write(rated(), tmp_path / "t.parquet", "rated")
+    found = tables.read(path, "rated", ["reward"], pl.col("completion_row") == rated()["completion_row"][0])
+    assert_frame_equal(found, rated()[:1].select("reward"))
+
+
+@pytest.mark.parametrize(("heights", "joined"), [([], []), ([1, 1, 1], [3]), ([5], [5]), ([2, 3, 1], [5, 1])], ids=str)
+def test_small_parts_of_a_stream_are_joined_and_none_is_lost(heights, joined, monkeypatch):
+    monkeypatch.setattr(tables, "STREAMED", 3)
+    frames = [pl.DataFrame({"x": [k] * n}) for k, n in enumerate(heights)]
+    found = list(tables._joined(frames))
+    assert [frame.height for frame in found] == joined
+    assert [x for frame in found for x in frame["x"]] == [x for frame in frames for x in frame["x"]]
+
+
 def test_a_table_that_lies_in_several_files_is_scanned_as_one(tmp_path):
     rows = pl.concat([rated(completion_row=i) for i in range(7)])
     cut = [rows[:3], rows[3:6], rows[6:]]

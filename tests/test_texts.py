@@ -29,6 +29,18 @@ def test_a_number_that_was_left_out_or_never_was_has_no_value():
     table = pl.DataFrame({"row": pl.Series([0, 2, 5], dtype=pl.UInt32), "text": ["t0", "t2", "t5"]})
     asked = pl.Series([5, 1, 7, None, 0], dtype=pl.UInt32)
     assert texts.looked_up(asked, table, "text").to_list() == ["t5", None, None, None, "t0"]
+    assert texts.looked_up(asked, table[1:], "text").to_list() == ["t5", None, None, None, None]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no footer"])
+def test_the_size_of_texts_in_a_damaged_chunk_is_not_guessed(content, tmp_path):
+    texts.write_chunks(tmp_path, [])
+    assert texts.mean_bytes(tmp_path, "prompts") == 0.0
+    texts.write_chunks(tmp_path, [texts.Chunk(str(tmp_path), "s", 0)])
+    if content is not None:
+        (tmp_path / "prompts.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"prompts.parquet is damaged: remove .* and run again"):
+        texts.mean_bytes(tmp_path, "prompts")
 
 
 @few
