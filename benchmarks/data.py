@@ -122,7 +122,9 @@ def make_rated(folder: Path, prompts: int) -> Path:
 
 def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
     """Read rated answers, pair them, write two row numbers and the margin: what the peers do with texts."""
+    import numpy as np
     import polars as pl
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from rlhf_data.shape.pairing import propose
@@ -134,14 +136,23 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
     def pair() -> int:
         answers = read(rated / "rated.parquet", "rated", columns)
         answers = answers.with_columns(read(rated / "completions.parquet", "completion_index", ["bits"])["bits"])
-        pairs = propose(answers, strategy, 0).filter(pl.col("margin") >= MARGIN)
         row = answers["completion_row"].to_numpy()
-        chosen, rejected = (pl.Series(row[pairs[side].to_numpy()]) for side in ("chosen_at", "rejected_at"))
-        narrow = pairs.select("margin", chosen_row=chosen, rejected_row=rejected).to_arrow()
+
+        def narrow(block: pl.DataFrame) -> pa.Table:
+            margin, chosen, rejected = (block[c].to_numpy() for c in ("margin", "chosen_at", "rejected_at"))
+            kept = np.flatnonzero(margin >= MARGIN)
+            return pa.table(
+                {"chosen_row": row[chosen[kept]], "rejected_row": row[rejected[kept]], "margin": margin[kept]}
+            )
+
+        blocks = map(narrow, propose(answers, strategy, 0))
+        first = next(blocks)
         rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
         how: dict[str, Any] = {"use_dictionary": ["margin"], "column_encoding": rows}
-        pq.write_table(narrow, out, compression="zstd", compression_level=1, **how)
-        return narrow.num_rows
+        with pq.ParquetWriter(out, first.schema, compression="zstd", compression_level=1, **how) as writer:
+            for block in blocks:
+                writer.write_table(block)
+        return pq.read_metadata(out).num_rows
 
     return pair
 
@@ -297,8 +308,8 @@ def ours_unpair(strategy: str, folder: Path, prompts: int) -> Callable[[], int]:
     given.mkdir(exist_ok=True)
     answers = tables.read(rated / "rated.parquet", "rated")
     index = tables.read(rated / "completions.parquet", "completion_index", ["bits"])
-    made = propose(answers.with_columns(index["bits"]), "best_vs_worst", 0).filter(pl.col("margin") >= MARGIN)
-    pairs = rows_of(answers, made)
+    made = pl.concat(propose(answers.with_columns(index["bits"]), "best_vs_worst", 0))
+    pairs = rows_of(answers, made.filter(pl.col("margin") >= MARGIN))
     behind = pl.concat_list(pl.col("chosen_row"))
     compared = pairs.with_columns(preference=pl.lit(1.0), votes=pl.lit(1, pl.Int64), judgment_rows=behind)
     tables.write(compared.select(list(tables.columns("compared"))), given / "compared.parquet", "compared")

@@ -67,8 +67,10 @@ def keyed_hash(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:
     key = np.uint64(xxh3_64_intdigest(f"{purpose}:{seed}".encode()))
     mixed = (ids if ids.dtype == pl.UInt64 else bits(ids)).to_numpy() ^ key
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return pl.Series(ids.name, mixed ^ (mixed >> np.uint64(31)), dtype=pl.UInt64)
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return pl.Series(ids.name, mixed, dtype=pl.UInt64)
 
 
 def keyed_fraction(ids: pl.Series, purpose: str, seed: int = 0) -> pl.Series:

@@ -101,7 +101,7 @@ def _part(
     if pairing != AS_GIVEN:
         usable = rated.filter(pl.col("reward").is_not_null())
         usable = usable.with_columns(texts.looked_up(usable["completion_row"], answers, "bits"))
-        proposed = propose(usable, pairing, seed).with_columns(preference=pl.lit(1.0))
+        proposed = pl.concat(propose(usable, pairing, seed)).with_columns(preference=pl.lit(1.0))
         taken, left = _choose(proposed, min_margin=min_margin, ties=ties)
         made = rows_of(usable, taken)
         kept = pl.concat([kept, made], how="diagonal") if kept.height else made

@@ -8,7 +8,7 @@ the order of rows nor new prompts change it.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +66,8 @@ STRATEGIES: dict[str, Callable[[Ranked], Ranks]] = {
 }
 
 
-def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
-    """Pairs of rated answers, by where they stand; chosen is rated at least as high as rejected.
+def propose(answers: pl.DataFrame, strategy: str, seed: int) -> Iterator[pl.DataFrame]:
+    """Pairs of rated answers, by where they stand, some prompts' at a time; chosen is rated at least as high.
 
     Args:
         answers: prompt_row, completion_row, source, reward (not null), bits (of the answer's id); sorted by
@@ -75,25 +75,24 @@ def propose(answers: pl.DataFrame, strategy: str, seed: int) -> pl.DataFrame:
         strategy: a name of STRATEGIES.
         seed: of the keyed hashes.
 
-    Returns:
+    Yields:
         chosen_at, rejected_at: places in `answers` (UInt32), and margin, in no order; pairs are made within a source
-        only.
+        only. The first frame has no rows, so there always is one; while one is used the next are made.
     """
     reward, bits = answers["reward"].to_numpy(), answers["bits"].to_numpy()
 
     def pairs(places: np.ndarray) -> pl.DataFrame:
         """Of prompts whose answers (size, prompts) stand there."""
-        lots = _drawn(bits[places], "rank", seed)
-        ranked = np.take_along_axis(places, _best_first(reward[places], lots), axis=0)
-        ranks = STRATEGIES[strategy](Ranked(len(ranked), lambda some: _drawn(bits[ranked[some]], strategy, seed)))
-        chosen, rejected = (_at(ranked, one) for one in ranks)
-        return pl.DataFrame(
-            {"chosen_at": chosen, "rejected_at": rejected, "margin": reward[chosen] - reward[rejected]},
-            schema_overrides={"chosen_at": pl.UInt32, "rejected_at": pl.UInt32},
-        )
+        rewards = reward.take(places)
+        rank = _ranks(rewards, _drawn(bits.take(places), "rank", seed))
+        ranked, rewards = _by_rank(places, rank), _by_rank(rewards, rank)
+        ranks = STRATEGIES[strategy](Ranked(len(ranked), lambda some: _drawn(bits.take(ranked[some]), strategy, seed)))
+        (chosen, high), (rejected, low) = ((_at(ranked, one), _at(rewards, one)) for one in ranks)
+        found = {"chosen_at": chosen, "rejected_at": rejected, "margin": high - low}
+        return pl.DataFrame(found, schema_overrides={"chosen_at": pl.UInt32, "rejected_at": pl.UInt32})
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        return pl.concat([pairs(np.empty((2, 0), np.uint32)), *pool.map(pairs, _prompts(answers))])
+        yield from pool.map(pairs, chain([np.empty((2, 0), np.uint32)], _prompts(answers)))
 
 
 def rows_of(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -117,7 +116,7 @@ def rows_of(answers: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _prompts(answers: pl.DataFrame) -> Iterator[np.ndarray]:
     """Where the answers of prompts that have several stand, (size, prompts), _BLOCK answers or so at a time."""
-    keys, order = ["prompt_row"], np.arange(answers.height, dtype=np.uint32)
+    keys, order = ["prompt_row"], None
     if answers["source"].n_unique() > 1:
         keys.append("source")
         by = ("prompt_row", pl.col("source").to_physical(), "completion_row")
@@ -125,19 +124,21 @@ def _prompts(answers: pl.DataFrame) -> Iterator[np.ndarray]:
     new = np.zeros(answers.height, bool)
     new[:1] = True
     for key in keys:
-        value = answers[key].to_physical().to_numpy()[order]
+        value = answers[key].to_physical().to_numpy()
+        value = value if order is None else value[order]
         new[1:] |= value[1:] != value[:-1]
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(new).astype(np.uint32)
     sizes = np.diff(starts, append=answers.height)
     for size in np.flatnonzero(np.bincount(sizes[sizes > 1])).tolist():
         first = starts[sizes == size]
         step = max(1, _BLOCK // size)
         for at in range(0, len(first), step):
-            yield order[first[at : at + step] + np.arange(size)[:, None]]
+            places = first[at : at + step] + np.arange(size, dtype=np.uint32)[:, None]
+            yield places if order is None else order[places]
 
 
-def _best_first(rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
-    """The order (size, prompts) that puts each prompt's answers best first.
+def _ranks(rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
+    """The rank (size, prompts) of each answer among its prompt's; the best has 0.
 
     Args:
         rewards: (size, prompts).
@@ -145,19 +146,27 @@ def _best_first(rewards: np.ndarray, lots: np.ndarray) -> np.ndarray:
     """
     size, prompts = rewards.shape
     if size > _FEW:
-        return np.lexsort((lots, -rewards), axis=0)
+        order = np.lexsort((lots, -rewards), axis=0)
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(size)[:, None], axis=0)
+        return rank
     rank = np.zeros((size, prompts), np.int8)
     for i, j in combinations(range(size), 2):
         ahead = (rewards[j] > rewards[i]) | ((rewards[j] == rewards[i]) & (lots[j] < lots[i]))
         rank[i] += ahead
         rank[j] += ~ahead
-    order = np.empty((size, prompts), np.int64)
-    order[rank, np.arange(prompts)] = np.arange(size)[:, None]
-    return order
+    return rank
+
+
+def _by_rank(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """What is of each answer, (size, prompts), the best answers' first."""
+    placed, prompts = np.empty_like(values), values.shape[1]
+    placed.reshape(-1)[rank * np.int64(prompts) + np.arange(prompts)] = values
+    return placed
 
 
 def _at(ranked: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The answers of these ranks, one after the other."""
+    """What is of the answers of these ranks, one after the other."""
     return (ranked[ranks] if ranks.ndim == 1 else np.take_along_axis(ranked, ranks, axis=0)).ravel()
 
 

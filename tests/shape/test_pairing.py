@@ -47,7 +47,7 @@ def pairs_of(answers: pl.DataFrame, strategy: str, seed: int = 0) -> pl.DataFram
     # Of an answer of two sources, both rows have one number: that of the first.
     numbered = numbered.with_columns(pl.col("completion_row").first().over("completion_id")).sort("completion_row")
     narrow = numbered.select("prompt_row", "completion_row", "source", "reward", "votes", "bits")
-    found = rows_of(narrow, propose(narrow, strategy, seed))
+    found = rows_of(narrow, pl.concat(propose(narrow, strategy, seed)))
     prompts = dict(numbered.select("prompt_row", "prompt_id").iter_rows())
     named = dict(numbered.select("completion_row", "completion_id").iter_rows())
     return found.select(

@@ -59,7 +59,7 @@ def test_pairing_then_unpairing_loses_no_answer(groups):
             "bits": pl.Series(range(len(places)), dtype=pl.UInt64),
         }
     )
-    found = rows_of(answers, propose(answers, "all", 0))
+    found = rows_of(answers, pl.concat(propose(answers, "all", 0)))
     behind = pl.Series([[int(a), int(b)] for a, b in found.select("chosen_row", "rejected_row").iter_rows()])
     back = unpair(found.with_columns(preference=pl.lit(1.0), judgment_rows=behind.cast(pl.List(pl.UInt32))))
     assert set(back["completion_row"]) == set(answers["completion_row"])
