@@ -346,23 +346,10 @@ def _by_content(rows: pl.DataFrame, known: texts.Names) -> pl.DataFrame:
     held = [
         texts.looked_up(rows[side], known.completions, "bits").alias(side) for side in sides if side in rows.columns
     ]
-    lists = rows["judgment_rows"]
-    behind = lists.explode(empty_as_null=False, keep_nulls=False)
-    of_rows = pl.Series(np.repeat(np.arange(rows.height), lists.list.len().to_numpy()), dtype=pl.UInt32)
-    lineage = (
-        pl.DataFrame(
-            {
-                "row": of_rows,
-                "file": _number(texts.looked_up(behind, known.judgments, "file")),
-                "record": texts.looked_up(behind, known.judgments, "record"),
-            }
-        )
-        .unique()
-        .sort("row", "file", "record")
-    )
-    grouped = lineage.group_by("row", maintain_order=True).agg("file", "record")
+    behind, ends = texts.records_behind(rows["judgment_rows"], known)
+    lineage = [texts.listed(_number(behind["file"]), ends), texts.listed(behind["record"], ends)]
     few = [_number(rows[column]) for column in tables.FEW]
-    return rows.drop("prompt_row", "judgment_rows").with_columns(*held, *few, grouped["file"], grouped["record"])
+    return rows.drop("prompt_row", "judgment_rows").with_columns(*held, *few, *lineage)
 
 
 def _number(words: pl.Series) -> pl.Series:

@@ -7,6 +7,7 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -273,10 +274,16 @@ def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
             use_dictionary=few,  # pyright: ignore[reportArgumentType]: its stub knows only the one way
             column_encoding=numbers,
         ) as writer,
+        ThreadPoolExecutor(1) as pool,
     ):
+        written: Future[None] | None = None  # the part before, while this one is made
         for frame in _joined(conform(frame, name) for frame in frames):
-            part = validate(frame, name).to_arrow()
-            writer.write_table(part.cast(writer.schema), row_group_size=ROW_GROUP)
+            part = validate(frame, name).to_arrow().cast(writer.schema)
+            if written:
+                written.result()
+            written = pool.submit(writer.write_table, part, row_group_size=ROW_GROUP)
+        if written:
+            written.result()
         writer.add_key_value_metadata({"rlhf_data.table": name})
 
 

@@ -218,12 +218,14 @@ class Names(NamedTuple):
     Attributes:
         prompts: prompt_row, prompt_id.
         completions: completion_row, completion_id, bits, model.
-        judgments: judgment_row, file, record.
+        judgments: judgment_row, and where its record stands in `records` (`at`).
+        records: file, record, in this order, each once.
     """
 
     prompts: pl.DataFrame
     completions: pl.DataFrame
     judgments: pl.DataFrame
+    records: pl.DataFrame
 
 
 def names(folder: Path) -> Names:
@@ -231,8 +233,48 @@ def names(folder: Path) -> Names:
     return Names(
         read(folder, "prompts", ["prompt_row", "prompt_id"]),
         read(folder, "completions", ["completion_row", "completion_id", "bits", "model"]),
-        read(folder, "judgments", ["judgment_row", "file", "record"]),
+        *_records(read(folder, "judgments", ["judgment_row", "file", "record"])),
     )
+
+
+def _records(judgments: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The last two of `Names`, of judgments with their file and record."""
+    words = judgments["file"].unique().cast(pl.String).sort()
+    file = judgments["file"].cast(pl.Enum(words)).to_physical().to_numpy().astype(np.uint64)
+    key = file << np.uint64(32) | judgments["record"].to_numpy()
+    order = key.argsort(kind="stable")  # quick where they are in order already
+    new = _differ(key[order])
+    at = np.empty(len(key), np.uint32)
+    at[order] = new.cumsum() - 1
+    records = judgments.select("file", "record")[order[new]]
+    return judgments.select("judgment_row", at=pl.Series(at)), records
+
+
+def _differ(values: np.ndarray) -> np.ndarray:
+    """Whether each of sorted numbers is another than the one before it."""
+    return np.diff(values, prepend=~values[:1]) != 0
+
+
+def records_behind(lists: pl.Series, named: Names) -> tuple[pl.DataFrame, np.ndarray]:
+    """The records behind lists of judgments, in order of file and record, each once in a list.
+
+    Returns:
+        file, record, list after list; and where each list ends in them.
+    """
+    of_list = np.repeat(np.arange(len(lists), dtype=np.uint64), lists.list.len().to_numpy())
+    rows = lists.explode(empty_as_null=False, keep_nulls=False)
+    key = np.sort(of_list << np.uint64(32) | looked_up(rows, named.judgments, "at").to_numpy())
+    key = key[_differ(key)]  # `np.unique` hashes, which takes thirty times as long
+    ends = np.bincount((key >> np.uint64(32)).astype(np.intp), minlength=len(lists)).cumsum()
+    return named.records[(key & np.uint64(2**32 - 1)).astype(np.uint32)], ends
+
+
+def listed(values: pl.Series, ends: np.ndarray) -> pl.Series:
+    """Values, one list after the other, as lists that end there."""
+    import pyarrow as pa
+
+    offsets = pa.array(np.concatenate([np.zeros(1, np.int64), ends]))
+    return pl.Series(values.name, pa.LargeListArray.from_arrays(offsets, values.to_arrow()))
 
 
 def identify(rows: pl.DataFrame, named: Names) -> pl.DataFrame:
@@ -250,7 +292,9 @@ def identify(rows: pl.DataFrame, named: Names) -> pl.DataFrame:
             found = looked_up(rows[column], named.completions, "completion_id")
             rows = rows.with_columns(found.alias(column.removesuffix("_row") + "_id")).drop(column)
     if "judgment_rows" in rows.columns:
-        rows = rows.with_columns(_refs(rows["judgment_rows"], named.judgments).alias("raw_ref")).drop("judgment_rows")
+        records, ends = records_behind(rows["judgment_rows"], named)
+        refs = listed(records.select(_REF).to_series(), ends)
+        rows = rows.with_columns(refs.alias("raw_ref")).drop("judgment_rows")
     if {"file", "record"} <= set(rows.columns):
         rows = rows.with_columns(raw_ref=pl.concat_list(_REF)).drop("file", "record")
     return rows.drop("judgment_row", strict=False)
@@ -285,14 +329,9 @@ def with_judgments(pairs: pl.DataFrame, known: Behind) -> pl.DataFrame:
     asked = pairs.select("chosen_row", "rejected_row", "source", "margin").with_row_index("_place")
     made = asked.filter(pl.col("margin").is_not_null())
     sides = [
-        _rated_behind(made.select("source", completion_row=side), known.rated).alias(side)
-        for side in ("chosen_row", "rejected_row")
+        _rated_at(made.select("source", completion_row=side), known.rated) for side in ("chosen_row", "rejected_row")
     ]
-    found = [
-        made.select("_place")
-        .with_columns(sides)
-        .select("_place", judgment_rows=pl.concat_list("chosen_row", "rejected_row"))
-    ]
+    found = [made.select("_place", _both(known.rated["judgment_rows"], *sides))]
     if made.height < asked.height:
         given = asked.filter(pl.col("margin").is_null()).select("_place", "source", **UNORDERED)
         compared = known.compared.select("source", "judgment_rows", **UNORDERED)
@@ -301,12 +340,24 @@ def with_judgments(pairs: pl.DataFrame, known: Behind) -> pl.DataFrame:
     return pairs.with_columns(pl.concat(found).sort("_place")["judgment_rows"])
 
 
-def _rated_behind(asked: pl.DataFrame, rated: pl.DataFrame) -> pl.Series:
-    """The judgments of rated answers, by row number and source."""
+def _rated_at(asked: pl.DataFrame, rated: pl.DataFrame) -> pl.Series:
+    """Where rated answers stand, by row number and source."""
     row = rated["completion_row"]
-    if len(row) == 0 or (row.is_sorted() and row.n_unique() == len(row)):  # of one source, as usual
-        return looked_up(asked["completion_row"], rated, "judgment_rows")
-    return asked.join(rated, on=["completion_row", "source"], how="left", maintain_order="left")["judgment_rows"]
+    if len(row) and row.is_sorted() and row.n_unique() == len(row):  # of one source, as usual
+        return _places(asked["completion_row"], row)
+    placed = rated.select("completion_row", "source").with_row_index("_at")
+    return asked.join(placed, on=["completion_row", "source"], how="left", maintain_order="left")["_at"]
+
+
+def _both(lists: pl.Series, first: pl.Series, second: pl.Series) -> pl.Series:
+    """The lists at two places each, joined: a fifth of the time that polars takes to join them."""
+    starts = np.concatenate([[0], lists.list.len().to_numpy().cumsum(dtype=np.int64)])
+    at = np.column_stack([first.to_numpy(), second.to_numpy()]).ravel()
+    sizes = starts[at + 1] - starts[at]
+    ends = sizes.cumsum()
+    items = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts[at] - (ends - sizes), sizes)
+    values = lists.explode(empty_as_null=False, keep_nulls=False)
+    return listed(values.gather(items).alias(lists.name), ends[1::2])
 
 
 def looked_up(numbers: pl.Series, table: pl.DataFrame, column: str) -> pl.Series:
@@ -334,14 +385,3 @@ def _places(numbers: pl.Series, known: pl.Series) -> pl.Series:
     places[known.to_numpy() - least] = np.arange(nowhere, dtype=np.uint32)
     found = pl.Series("_place", places).gather(numbers - least)
     return found.to_frame().select(pl.when(pl.col("_place") < nowhere).then("_place")).to_series()
-
-
-def _refs(lists: pl.Series, judgments: pl.DataFrame) -> pl.Series:
-    """file#record of each list of judgments, each once, sorted as text."""
-    flat = pl.DataFrame({"_row": pl.int_range(len(lists), eager=True), "judgment_row": lists}).explode("judgment_row")
-    rows = flat["judgment_row"]
-    flat = flat.select("_row", *(looked_up(rows, judgments, column) for column in ("file", "record")))
-    flat = flat.select("_row", ref=_REF)
-    if flat.height == len(lists):  # one judgment behind each row
-        return flat.select(pl.concat_list("ref").alias("raw_ref")).to_series()
-    return flat.unique().sort("_row", "ref").group_by("_row", maintain_order=True).agg("ref")["ref"]

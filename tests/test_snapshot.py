@@ -48,7 +48,8 @@ def test_ids_texts_and_lineage_of_a_published_row_are_those_of_its_answers(table
     if table == "paired":
         assert_series_equal(rows["pair_id"], ids.pair_ids(rows["chosen_id"], rows["rejected_id"], "pair_id"))
         behind = [
-            sorted(f"r.jsonl#{raw[text][0]}" for text in pair) for pair in rows.select("chosen", "rejected").iter_rows()
+            [f"r.jsonl#{record}" for record in sorted(raw[text][0] for text in pair)]
+            for pair in rows.select("chosen", "rejected").iter_rows()
         ]
     else:
         behind = [[f"r.jsonl#{raw[text][0]}"] for text in rows["completion"]]

@@ -45,7 +45,7 @@ def test_the_size_of_texts_in_a_damaged_chunk_is_not_guessed(content, tmp_path):
 
 @few
 @given(lists=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), max_size=6), held=st.booleans())
-def test_lineage_is_each_record_once_in_the_order_of_texts(lists, held):
+def test_lineage_is_each_record_once_in_order_of_file_and_record(lists, held):
     judgments = pl.DataFrame(
         {
             "judgment_row": pl.Series(range(6), dtype=pl.UInt32),
@@ -53,11 +53,13 @@ def test_lineage_is_each_record_once_in_the_order_of_texts(lists, held):
             "record": pl.Series([10, 2, 9, 2, 1, 0], dtype=pl.UInt32),
         }
     )
-    refs = ["b#10", "a#2", "b#9", "a#2", "c#1", "c#0"]
+    refs = [("b", 10), ("a", 2), ("b", 9), ("a", 2), ("c", 1), ("c", 0)]
     if held:  # the first was left out: a number is not a place any more
         judgments, lists = judgments[1:], [[row or 1 for row in rows] for rows in lists]
-    found = texts._refs(pl.Series(lists, dtype=tables.UINT32S), judgments)
-    assert found.to_list() == [sorted({refs[row] for row in rows}) for rows in lists]
+    names = texts.Names(pl.DataFrame(), pl.DataFrame(), *texts._records(judgments))
+    found = texts.identify(pl.DataFrame({"judgment_rows": pl.Series(lists, dtype=tables.UINT32S)}), names)["raw_ref"]
+    wanted = [sorted({refs[row] for row in rows}) for rows in lists]
+    assert found.to_list() == [[f"{file}#{record}" for file, record in one] for one in wanted]
     assert found.dtype == pl.List(pl.String)
 
 
