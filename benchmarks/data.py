@@ -127,6 +127,7 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from rlhf_data.ahead import ahead
     from rlhf_data.shape.pairing import propose
     from rlhf_data.tables import read
 
@@ -141,11 +142,10 @@ def ours_by_reference(strategy: str, folder: Path, prompts: int) -> Callable[[],
         def narrow(block: pl.DataFrame) -> pa.Table:
             margin, chosen, rejected = (block[c].to_numpy() for c in ("margin", "chosen_at", "rejected_at"))
             kept = np.flatnonzero(margin >= MARGIN)
-            return pa.table(
-                {"chosen_row": row[chosen[kept]], "rejected_row": row[rejected[kept]], "margin": margin[kept]}
-            )
+            rows = {f"{side}_row": row.take(at.take(kept)) for side, at in (("chosen", chosen), ("rejected", rejected))}
+            return pa.table({**rows, "margin": margin.take(kept)})
 
-        blocks = map(narrow, propose(answers, strategy, 0))
+        blocks = ahead(map(narrow, propose(answers, strategy, 0)))
         first = next(blocks)
         rows = dict.fromkeys(("chosen_row", "rejected_row"), "DELTA_BINARY_PACKED")  # as `tables.write_stream` does
         how: dict[str, Any] = {"use_dictionary": ["margin"], "column_encoding": rows}

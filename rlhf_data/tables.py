@@ -7,7 +7,6 @@ for all: a misspelt key of a contract, a LazyFrame (of which pandera checks the 
 
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from rlhf_data import files
+from rlhf_data.ahead import ahead
 from rlhf_data.ids import MESSAGES
 
 if TYPE_CHECKING:
@@ -274,16 +274,10 @@ def write_stream(frames: Iterable[pl.DataFrame], path: Path, name: str) -> None:
             use_dictionary=few,  # pyright: ignore[reportArgumentType]: its stub knows only the one way
             column_encoding=numbers,
         ) as writer,
-        ThreadPoolExecutor(1) as pool,
     ):
-        written: Future[None] | None = None  # the part before, while this one is made
-        for frame in _joined(conform(frame, name) for frame in frames):
-            part = validate(frame, name).to_arrow().cast(writer.schema)
-            if written:
-                written.result()
-            written = pool.submit(writer.write_table, part, row_group_size=ROW_GROUP)
-        if written:
-            written.result()
+        whole = _joined(conform(frame, name) for frame in frames)
+        for part in ahead(validate(frame, name).to_arrow() for frame in whole):
+            writer.write_table(part.cast(writer.schema), row_group_size=ROW_GROUP)
         writer.add_key_value_metadata({"rlhf_data.table": name})
 
 
