@@ -63,6 +63,17 @@ def test_lineage_is_each_record_once_in_order_of_file_and_record(lists, held):
     assert found.dtype == pl.List(pl.String)
 
 
+@few
+@given(held=st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=5), data=st.data())
+def test_judgments_behind_a_pair_are_those_of_both_answers(held, data):
+    places = st.integers(0, len(held) - 1)
+    pairs = data.draw(st.lists(st.tuples(places, places), max_size=6))
+    first, second = (pl.Series([pair[k] for pair in pairs], dtype=pl.UInt32) for k in (0, 1))
+    found = texts._both(pl.Series("judgment_rows", held, dtype=tables.UINT32S), first, second)
+    assert (found.name, found.dtype) == ("judgment_rows", tables.UINT32S)
+    assert found.to_list() == [held[a] + held[b] for a, b in pairs]
+
+
 RECORDS = [
     {"prompt": f"p{p}", "completion": f"answer {a} to {p}", "rating": a, "category": "xy"[a % 2]}
     for p in range(4)
