@@ -206,7 +206,7 @@ def publish(
             "spec_hash": spec_hash,
             "parent": _latest_id(versions),
             "mix": _mix(rows, files.read_json(inputs["weigh"] / "mix.json") if "weigh" in inputs else None),
-            "rows": {split: rows.filter(pl.col("split") == split).height for split in _splits(rows)},
+            "rows": {split: int((rows["split"] == split).sum()) for split in _splits(rows)},
             "quarantined": quarantine.height,
             "accounting": [count.as_dict() for count in counts],
             "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
@@ -263,10 +263,10 @@ def _mix(rows: pl.DataFrame, available: dict[str, int] | None) -> dict[str, dict
     """Of each source's train rows: how many, their weight, its share, the effective sample size, and how often an epoch
     of the mix passes over the source, in weight and as rows that there were before the mix was drawn.
     """
-    train = rows.filter(pl.col("split") == "train")
+    train = rows.select("source", "weight", "split").filter(pl.col("split") == "train")
     total = float(train["weight"].sum())
     found = {}
-    for (source,), part in train.group_by(pl.col("source").cast(pl.String), maintain_order=True):
+    for (source,), part in train.group_by("source", maintain_order=True):
         weight, there = float(part["weight"].sum()), (available or {}).get(str(source), part.height)
         found[str(source)] = {
             "rows": part.height,
