@@ -102,7 +102,7 @@ def written(parts: Mapping[str, Any]) -> Written:
     if idle := [name for name in constants if name not in used]:
         raise ValueError(f"{idle[0]} stands in no formula of this rule: leave it out, or use it")
     weigh = _function([trees[side] for side in sides], table, constants)
-    return Written(table, weigh, _function([trees["loss"]], "unpaired", constants) if "loss" in trees else None)
+    return Written(table, weigh, _function([trees["loss"]], table, constants) if "loss" in trees else None)
 
 
 def _text(key: str, value: Any) -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 def main() -> None:
     """Score a file of requests; under torchrun, or with --processes, as one of several."""
+    from xxhash import xxh3_128_hexdigest
+
     from rlhf_data.scoring import identity, models, workers
+    from rlhf_data.scoring.recipe import ENCODING, NUMERICS
     from rlhf_data.scoring.scorer import score
 
     given = _arguments()
@@ -47,7 +50,10 @@ def main() -> None:
             print(json.dumps(recipe["counts"]))
 
     try:
-        workers.together(given.requests, given.store, identity.content_hash(model, given.cache), run)
+        told = {**options, "template": identity.template_text(given.template), "code": (NUMERICS, ENCODING)}
+        told |= {"model": identity.content_hash(model, given.cache)}
+        how = xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
+        workers.together(given.requests, given.store, how, run)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error

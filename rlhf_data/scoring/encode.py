@@ -23,6 +23,13 @@ from rlhf_data.scoring.recipe import prompt_limit
 # Raise recipe.ENCODING whenever the same text, tokenizer and lengths give other ids here.
 
 Message = dict[str, str]
+# What a template that asks for today's date gets, by strftime's directives: the day that Llama's templates fall back
+# to. With the true one a text would be other tokens, and have another log-prob, every day.
+_DAY = {
+    "%a": "Fri", "%A": "Friday", "%b": "Jul", "%B": "July", "%d": "26", "%-d": "26", "%e": "26", "%j": "208",
+    "%m": "07", "%-m": "7", "%y": "24", "%Y": "2024", "%F": "2024-07-26", "%H": "00", "%I": "12", "%M": "00",
+    "%S": "00", "%p": "AM", "%T": "00:00:00", "%Z": "", "%z": "", "%%": "%",
+}  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -151,6 +158,7 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, template: str) -> Callable[[Se
         return lambda messages, answer: "\n\n".join(message["content"] for message in messages) + (answer or "")
     if template == "chat" and not tokenizer.chat_template:
         raise ValueError(f"{tokenizer.name_or_path} has no chat template: use template plain, or a .jinja file")
+    text = _on_one_day(tokenizer.get_chat_template() if template == "chat" else text)
 
     def render(messages: Sequence[Message], answer: str | None) -> str:
         turns = [*messages] if answer is None else [*messages, {"role": "assistant", "content": answer}]
@@ -158,12 +166,21 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, template: str) -> Callable[[Se
             turns,
             tokenize=False,
             add_generation_prompt=answer is None,
-            chat_template=None if template == "chat" else text,
+            chat_template=text,
         )
         assert isinstance(rendered, str)
         return rendered
 
     return render
+
+
+def _on_one_day(template: str) -> str:
+    """A chat template for which every day is the same: `strftime_now` is a macro of its own."""
+    if "strftime_now" not in template:
+        return template
+    day = "".join(f" | replace({directive!r}, {text!r})" for directive, text in _DAY.items())
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{day} }}}}{{% endmacro %}}"
+    return macro + "\n" * template.startswith("\n") + template  # a block takes the line end after it away
 
 
 def _attempt(render: Callable[..., str], messages: Sequence[Message], answer: str | None) -> str | None:

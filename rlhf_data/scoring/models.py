@@ -43,7 +43,7 @@ def load(
     On a CPU this process keeps what it frees from then on, see `allocator`.
 
     Raises:
-        ValueError: no such model, file or dtype, or fewer positions than `max_length`.
+        ValueError: no such model, file or dtype, fewer positions than `max_length`, or other ones (longrope).
     """
     device = device_name(device)
     base, adapter = parts(reference)
@@ -62,10 +62,26 @@ def load(
             f"max_length is {max_length}, but {reference['path']} has {positions} positions: "
             f"set max_length: {positions}, or less"
         )
+    steady = _steady_positions(model.config.get_text_config())
+    if steady is not None and max_length is not None and max_length > steady:
+        raise ValueError(
+            f"max_length is {max_length}, but {reference['path']} reads a sequence of more than {steady} tokens with "
+            f"other rotary frequencies, and with it all others of its batch: set max_length: {steady}, or less"
+        )
     if device == "cpu":
         keep_freed()
     model.to(device)  # pyright: ignore[reportArgumentType]: transformers wraps `to` in a decorator without types
     return model.eval(), load_tokenizer(reference, cache=cache)
+
+
+def _steady_positions(config: Any) -> int | None:
+    """The tokens up to which what a sequence gives does not depend on how long the others of its batch are."""
+    told = getattr(config, "rope_parameters", None) or {}
+    kinds = [told, *(one for one in told.values() if isinstance(one, dict))]
+    if all(one.get("rope_type") != "longrope" for one in kinds):
+        return None
+    original = [one.get("original_max_position_embeddings") for one in (*kinds, vars(config))]
+    return min((one for one in original if one), default=config.max_position_embeddings)
 
 
 def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedTokenizerBase:
@@ -74,7 +90,7 @@ def load_tokenizer(reference: dict[str, Any], *, cache: Path) -> PreTrainedToken
     folder = plain_folder(place, cache) if place == parts(place)[0] else Path(place["path"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
+    except Exception as error:  # a damaged file, an unknown class: each raises its own
         raise ValueError(f"{reference['path']} has no tokenizer that loads: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {reference['path']} has no end token: set eos_token in its config")

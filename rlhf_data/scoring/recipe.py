@@ -13,7 +13,7 @@ from rlhf_data.scoring import identity
 # other columns.
 NUMERICS = 2
 # Part of the key of every stored encoding: raise it whenever the same text, tokenizer and lengths give other ids.
-ENCODING = 1
+ENCODING = 2
 HEAD_DTYPE = "float32"
 BACKENDS = ("torch", "vllm")
 

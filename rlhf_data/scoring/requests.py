@@ -20,7 +20,7 @@ def request_ids(requests: Path) -> pa.Array:
     names = pq.read_schema(requests).names
     if lacking := [name for name in COLUMNS if name not in names]:
         raise ValueError(f"{requests} has no column {', '.join(lacking)}: a request is {', '.join(COLUMNS)}")
-    table = pq.read_table(requests, columns=["completion_id", "completion"])
+    table = pq.read_table(requests, columns=list(COLUMNS))
     for name in table.column_names:
         if table[name].null_count:
             raise ValueError(f"{requests} has {table[name].null_count} rows without {name}")

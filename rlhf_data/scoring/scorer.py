@@ -98,7 +98,8 @@ def score(
         squares: store the mean over tokens of log Σp² over the vocabulary too; rows without it are scored again.
         give: further columns of `out`: token_logps (List(float32), nats), mean_log_p2 (float64).
         shard_rows: completions of a shard: a kill loses at most these.
-        claims: a folder that several processes share, each of which then scores its part: see `workers`.
+        claims: a folder that several processes share, each of which then scores its part and writes no `out`: see
+            `workers`.
         backend: "torch", the engine of `logprobs`, or "vllm", whose kernels round otherwise: a recipe of its own.
         cache: folder for digests and dequantised models.
         progress: whether a bar on stderr shows tokens per second.
@@ -139,7 +140,8 @@ def score(
             run = _score_missing(parts, load, scores, index, keep, shard_rows, shown)
         found = index.find(distinct)
 
-    _write_result(found, scores, [name for name in MEASURES if name in give], out)
+    if claims is None:  # one of several knows its own part only
+        _write_result(found, scores, [name for name in MEASURES if name in give], out)
     refused = found.num_rows - found["refused"].null_count
     return {
         "model": model,
@@ -274,6 +276,14 @@ def _write_result(found: pa.Table, scores: ScoreStore, give: Sequence[str], out:
 
 def _result(found: pa.Table, scores: ScoreStore, give: Sequence[str]) -> pa.Table:
     values = scores.find(found["key"], ["logps", *give])
+    for name in ("logps", *give):
+        lacking = pc.and_(pc.is_null(found["refused"]), pc.is_null(values[name]))
+        if lost := pc.sum(lacking).as_py():
+            raise ValueError(
+                f"{lost} completions have no {name} though they were scored (first "
+                f"{found['completion_id'].filter(lacking)[0]}): the index names other tokens than their text gives "
+                "now; remove the folder `index` of the score store, and score again: no score is lost"
+            )
     named = {name: found[name] for name in ("completion_id", "key", "n_tokens", "truncated", "refused")}
     named |= {name: values[name] for name in ("logps", *give)}
     return pa.table(named).select(["completion_id", "key", "logps", "n_tokens", "truncated", "refused", *give])

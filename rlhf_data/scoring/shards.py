@@ -113,9 +113,22 @@ def find(folder: Path, kind: Kind, keys: pa.Array | pa.ChunkedArray, columns: Se
 
 
 def every(folder: Path, kind: Kind) -> Iterator[pa.Table]:
-    """All shards' rows with all columns, a shard at a time, oldest first."""
-    for shard in shards(folder, kind):
-        yield _read(shard.path, kind, kind.schema.names)
+    """All shards' rows with all columns, a shard at a time, oldest first.
+
+    Where the folder is compacted meanwhile, rows may come twice, but each comes.
+    """
+    given = set[Path]()
+
+    def following() -> pa.Table | None:
+        left = [shard.path for shard in shards(folder, kind) if shard.path not in given]
+        if not left:
+            return None
+        read = _read(left[0], kind, kind.schema.names)
+        given.add(left[0])
+        return read
+
+    while (table := _again(following)) is not None:
+        yield table
 
 
 def compact(folder: Path, kind: Kind) -> tuple[int, int]:

@@ -49,14 +49,14 @@ def parts_of(rows: int) -> int:
     return max(8, min(rows // 64, 256))
 
 
-def claims_of(requests: Path, store: Path, model_hash: str) -> Path:
-    """The folder of the claims on a request: the same for every process that scores it with this model.
+def claims_of(requests: Path, store: Path, how: str) -> Path:
+    """The folder of the claims on a request: the same for every process that scores it so (a digest).
 
     One job after another on the same request must not find each other's claims: `TORCHELASTIC_RUN_ID` or the run that
     `launch` names tells them apart.
     """
     job = os.environ.get("RLHF_DATA_JOB") or os.environ.get("TORCHELASTIC_RUN_ID") or "none"
-    return store / "claims" / f"{job}-{model_hash[:16]}-{digest(requests)[:16]}"
+    return store / "claims" / f"{job}-{how[:16]}-{digest(requests)[:16]}"
 
 
 def taken(folder: Path, names: Sequence[str], *, lease: float = _LEASE) -> Iterator[str]:
@@ -112,15 +112,21 @@ def launch(command: Sequence[str], processes: int) -> list[int]:
                 process.send_signal(signal.SIGTERM)
 
 
-def together(requests: Path, store: Path, model_hash: str, score: Callable[[Path | None], None]) -> bool:
+def together(requests: Path, store: Path, how: str, score: Callable[[Path | None], None]) -> bool:
     """Score as one of several: `score(claims)` does this process's part; the first process then sees to the whole.
+
+    Args:
+        requests: what is scored.
+        store: the score store, in which the claims stand.
+        how: a digest of all that decides what is stored: model, template, lengths, dtype.
+        score: does it.
 
     Returns:
         Whether this process is the first, whose `score(None)` has written the result.
     """
     here = place()
     if here.world > 1:
-        score(claims_of(requests, store, model_hash))
+        score(claims_of(requests, store, how))
     if here.rank == 0:
         score(None)  # all is in the store, or was a dead process's: it runs now
     return here.rank == 0

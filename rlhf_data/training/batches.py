@@ -32,6 +32,8 @@ _CURES = {
     "label": "label the rows",
     "margin": "pair rated answers, as compared ones have no gap of rewards",
     "reward": "rate the answers",
+    "mismatched_id": "a split of one prompt only has no mismatched partners; it needs answers to several",
+    "ref_mismatched_logps": "a split of one prompt only has no mismatched partners, else add `score:` and build again",
 }
 
 

@@ -18,7 +18,7 @@ from rlhf_data import rules
 from rlhf_data.order import batches_from
 from rlhf_data.training import metrics, planned
 from rlhf_data.training.batches import Rows, manifest_of, rows_of
-from rlhf_data.training.gate import check_encoding
+from rlhf_data.training.gate import check_encoding, check_tokens, first_rows
 from rlhf_data.training.step import Policy, accumulate
 
 # Rows of a part, which of them are wanted and what its rule reads → rows as the rule will see them, and where they are.
@@ -127,6 +127,7 @@ def read(
         try:
             if any(column.startswith(("ref_", "old_")) for column in filled):
                 check_encoding(recipe, encoding)
+                check_tokens(first_rows(folder, split), recipe, model, encoding, cache)
             rows = rows_of(folder, split, rule, filled=filled, model=model, cache=cache, **encoding)
         except ValueError as error:
             raise ValueError(f"blend {one['name']}: {error}") from error

@@ -19,7 +19,7 @@ from rlhf_data.scoring.rewards import is_reward_model, layout_of_scores, load_re
 from rlhf_data.scoring.tokens import folder as tokens_folder
 from rlhf_data.training.batches import manifest_of, read_rows, read_split
 from rlhf_data.training.calibration import calibration_error, log_loss, reliability
-from rlhf_data.training.gate import check_encoding
+from rlhf_data.training.gate import check_encoding, check_tokens
 from rlhf_data.training.generate import open_writer, write
 from rlhf_data.training.judges import check_judge, judged_by_both, open_judge
 from rlhf_data.training.step import Policy, sequence_logps
@@ -227,6 +227,8 @@ def pair_margins(
         check_encoding(recipe, encoding)
     scores, conditioned = is_reward_model(model), bool(told(model).get("condition"))
     filled = _REFERENCES if recipe is not None and not conditioned else ()
+    if filled:
+        check_tokens(table, recipe, model, encoding, cache)
     if conditioned:  # other tokens than those that are stored
         asked = for_inference(table["prompt"].to_pylist(), model)
         table, stored = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(asked)), None

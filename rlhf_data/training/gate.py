@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.identity import template_hash
+from rlhf_data.scoring.models import load_tokenizer
 from rlhf_data.scoring.packs import Group
 from rlhf_data.scoring.store import TOLERANCE
 from rlhf_data.training.batches import Rows
 from rlhf_data.training.step import Policy, sequence_logps
 
+_COMPARED = 16  # rows whose tokens are compared: a template that differs does so in all
 _REFERENCES = (
     ("ref_chosen_logps", 0),
     ("ref_rejected_logps", 1),
@@ -29,6 +37,48 @@ def check_encoding(recipe: dict[str, Any] | None, ours: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError("the reference log-probs are of other tokens than these: " + "; ".join(differing))
+
+
+def first_rows(snapshot: Path, split: str) -> pa.Table:
+    """Some rows of a split, with their texts, for `check_tokens`; none where it has none."""
+    for path in sorted((snapshot / "data").glob(f"{split}-*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches(_COMPARED):
+            return pa.Table.from_batches([batch])
+    return pa.table({"prompt": [], "completion": []})
+
+
+def check_tokens(
+    rows: pa.Table, recipe: dict[str, Any] | None, model: dict[str, Any], encoding: dict[str, Any], cache: Path
+) -> None:
+    """ValueError where the reference read other tokens than the model will: as told by a few rows of both.
+
+    Nothing is compared where template and tokenizer are the same files, or the reference's tokenizer is not there.
+
+    Args:
+        rows: of the split, with their texts.
+        recipe: how the references were scored, if the snapshot says so.
+        model: reference of what will read the rows.
+        encoding: template and lengths, see `encode`.
+        cache: folder for digests.
+    """
+    if recipe is None or recipe.get("template_hash") in (None, template_hash(model, encoding["template"], cache)):
+        return
+    try:
+        theirs = load_tokenizer(recipe["model"], cache=cache)
+    except ValueError:
+        return
+    few = rows.slice(0, _COMPARED).to_pydict()
+    asked = few["prompt"], few["chosen"] if "chosen" in few else few["completion"]
+    read = [encode(one, *asked, **encoding) for one in (theirs, load_tokenizer(model, cache=cache))]
+    same = [
+        a == b for a, b in zip(*(zip(one.prompt_ids, one.completion_ids, strict=True) for one in read), strict=True)
+    ]
+    if not all(same):
+        raise ValueError(
+            f"{recipe['model']['path']}, which scored the references, reads {same.count(False)} of {len(same)} rows as "
+            f"other tokens than {model['path']} does: their tokenizers or chat templates differ; give both one "
+            "`template`, a .jinja file, or score with the policy's tokenizer"
+        )
 
 
 def check_first_batch(

@@ -314,7 +314,7 @@ def samples(
         "engine": choose_engine(engine, device, model),
         "seed": seed,
         "block": block,
-        "prompts": xxh3_128_hexdigest(json.dumps([row["prompt_id"] for row in prompts]).encode()),
+        "prompts": xxh3_128_hexdigest(json.dumps([_told_of(row) for row in prompts]).encode()),
         "condition": told_by(model).get("condition"),
         "code": WRITING,
     }
@@ -353,11 +353,22 @@ def samples(
                 shown.update(len(here))
     if share is not None:
         return done
-    _publish(pa.concat_tables([pq.read_table(part) for part in parts]), done)
+    try:
+        whole = pa.concat_tables([pq.read_table(part) for part in parts])
+    except FileNotFoundError:  # another process wanted the same, and was faster
+        if not done.is_file():
+            raise
+        whole = pq.read_table(done)
+    _publish(whole, done)
     write_text(folder / "samples.json", json.dumps({**told, "model": model, "refused": refused}, indent=2))
     for part in parts:
-        part.unlink()
+        part.unlink(missing_ok=True)
     return done
+
+
+def _told_of(prompt: dict[str, Any]) -> Any:
+    """What of a prompt stands in its samples: its id, and its category where it has one."""
+    return [prompt["prompt_id"], prompt["category"]] if prompt.get("category") else prompt["prompt_id"]
 
 
 def _rows(blocks: Sequence[int], kept: Sequence[Any], block: int) -> int:

@@ -17,7 +17,7 @@ from rlhf_data.scoring.progress import say
 from rlhf_data.training import adapters, averaging, blend
 from rlhf_data.training.batches import Rows, manifest_of, rows_of
 from rlhf_data.training.beside import Beside
-from rlhf_data.training.gate import check_encoding
+from rlhf_data.training.gate import check_encoding, check_tokens, first_rows
 from rlhf_data.training.loop import optimise
 from rlhf_data.training.policy import deterministically, prepare
 from rlhf_data.training.ranks import Ranks, agreed, by_first, joined
@@ -59,6 +59,7 @@ def _train(
     recipe = manifest_of(snapshot).get("score")
     if any(column.startswith(("ref_", "old_")) for column in _stored(settings, rules.columns(settings.rule))):
         check_encoding(recipe, settings.encoding)
+        check_tokens(first_rows(snapshot, settings.split), recipe, settings.model, settings.encoding, cache)
     # The first rank alone digests files and dequantises a model: the others find both in the cache.
     arguments = by_first(ranks, lambda: _arguments(snapshot, settings, device, cache))
     by_first(ranks, lambda: _claim(run, arguments))
