@@ -191,9 +191,13 @@ def publish(
         rows = _with_kept(rows, keep, inputs)
     content = content_hash(_by_content(part, known) for part in rows.iter_slices(HASHED))
     versions = Path(to)
-    licenses = {name: source["license"] for name, source in sources.items()}
-    said = {"about": about, "quarantine_hash": content_hash(quarantine.iter_slices(HASHED))}
-    same = _latest_with(versions, content, recipe, said, licenses)
+    said = {
+        "about": about,
+        "quarantine_hash": content_hash(quarantine.iter_slices(HASHED)),
+        "accounting": [count.as_dict() for count in counts],
+        "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
+    }
+    same = _latest_with(versions, content, recipe, said)
     if same is None:
         manifest = {
             "format": 1,
@@ -208,8 +212,6 @@ def publish(
             "mix": _mix(rows, files.read_json(inputs["weigh"] / "mix.json") if "weigh" in inputs else None),
             "rows": {split: int((rows["split"] == split).sum()) for split in _splits(rows)},
             "quarantined": quarantine.height,
-            "accounting": [count.as_dict() for count in counts],
-            "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
             "rating": files.read_json(inputs["rate"] / "rating.json") or {},
             "score": recipe,
             "limit": limit,
@@ -394,10 +396,11 @@ def _latest_id(versions: Path) -> str | None:
         return None
 
 
-def _latest_with(
-    versions: Path, content: str, recipe: dict[str, Any] | None, said: dict[str, Any], licenses: dict[str, str | None]
-) -> Path | None:
-    """The latest snapshot, if it is whole, has this content, scored by this recipe, and says the same beside it."""
+def _latest_with(versions: Path, content: str, recipe: dict[str, Any] | None, said: dict[str, Any]) -> Path | None:
+    """The latest snapshot, if it is whole, has this content, scored by this recipe, and says the same beside it.
+
+    What was read and what became of it is part of that: else a snapshot would tell of another build than the last.
+    """
     try:
         latest = Snapshot(versions)
     except (ValueError, OSError):
@@ -408,8 +411,7 @@ def _latest_with(
     same = (
         told["content_hash"] == content
         and score_identity(told["score"]) == score_identity(recipe)
-        and said.items() <= told.items()
-        and {name: source["license"] for name, source in told["sources"].items()} == licenses
+        and json.loads(json.dumps(said)).items() <= told.items()
     )
     return latest.path if same else None
 

@@ -200,6 +200,12 @@ def test_a_formula_says_what_it_needs_as_any_rule_does():
     )
 
 
+def test_a_loss_that_names_no_quantity_is_one_number_a_row():
+    batch = rich("dpo")
+    constant = declared("1", "0.5") | {"loss": "2"}
+    torch.testing.assert_close(rules.loss(constant)(batch), torch.full_like(batch.weight, 2.0).double())
+
+
 def test_a_formula_reports_its_own_loss_or_the_surrogate():
     batch = rich("dpo")
     surrogate = rules.loss(declared("a", "2"))(batch)

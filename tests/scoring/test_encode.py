@@ -167,3 +167,16 @@ def test_wrong_settings_are_refused(tokenizer, options, message):
 def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(ValueError, match="has no chat template: use template plain"):
         one(tiny_model.tokenizer(None), BAKE, "Mix.")
+
+
+@pytest.mark.parametrize("start", ["", "\n", "\n\n"])
+def test_a_template_that_writes_the_date_writes_one_day(start):
+    dated = start + "{{ strftime_now('%d %b %Y, %A') }}{% if strftime_now is defined %}!{% endif %}\n"
+    prompt, *_ = one(with_template(dated + tiny_model.CHATML), BAKE, "Mix.")
+    plain, *_ = one(
+        with_template(start + "{{ '26 Jul 2024, Friday' }}{% if true %}!{% endif %}\n" + tiny_model.CHATML),
+        BAKE,
+        "Mix.",
+    )
+    assert tiny_model.tokenizer().decode(prompt) == tiny_model.tokenizer().decode(plain)
+    assert "26 Jul 2024, Friday!" in tiny_model.tokenizer().decode(prompt)

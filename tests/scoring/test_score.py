@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 from trl.trainer.utils import selective_log_softmax
 
 from rlhf_data.scoring import models, score
 from rlhf_data.scoring.encode import encode
 from rlhf_data.scoring.recipe import NUMERICS
 from rlhf_data.scoring.store import ScoreStore
+from rlhf_data.scoring.workers import claims_of
 from tests import tiny_model
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
@@ -222,3 +224,45 @@ def test_requests_of_another_shape_are_refused(reference, tmp_path, change, mess
         score(
             path, tmp_path / "out.parquet", store=tmp_path / "s", model=reference, cache=tmp_path / "c", progress=False
         )
+
+
+def test_a_row_whose_score_cannot_be_found_is_no_empty_value(reference, tmp_path):
+    run(tmp_path, rows(1), reference, token_logps=False)
+    for path in tmp_path.glob("store/**/part-*.parquet"):  # an index of other tokens, as an older template gave
+        table = pq.read_table(path)
+        other = pa.array(["0" * 32] * table.num_rows)
+        pq.write_table(table.set_column(table.column_names.index("key"), "key", other), path)
+    with pytest.raises(ValueError, match=r"2 completions have no logps .*remove the folder `index`"):
+        run(tmp_path, rows(1), reference, squares=True)
+
+
+def test_one_of_several_scores_its_part_and_writes_no_answer(reference, tmp_path):
+    requests, out = write(tmp_path / "in.parquet", rows(2)), tmp_path / "out.parquet"
+    settings = {"store": tmp_path / "store", "cache": tmp_path / "cache", "max_length": 96, "progress": False}
+    score(requests, out, model=reference, claims=tmp_path / "claims", **settings)
+    assert not out.exists()
+    assert score(requests, out, model=reference, **settings)["counts"]["scored"] == 0
+    assert pq.read_table(out)["logps"].null_count == 0
+
+
+def test_jobs_that_score_otherwise_do_not_meet_at_their_claims(tmp_path):
+    requests = write(tmp_path / "in.parquet", rows(1))
+    folders = {claims_of(requests, tmp_path, how) for how in ("a" * 32, "b" * 32, "a" * 32)}
+    assert len(folders) == 2
+
+
+def test_longer_sequences_than_change_the_others_of_a_batch_are_refused(tmp_path):
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0 + 3 * i for i in range(8)]}
+    config = Phi3Config(
+        vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256, original_max_position_embeddings=64, sliding_window=None,
+        pad_token_id=1, bos_token_id=2, eos_token_id=1, rope_scaling={"type": "longrope", **factors},
+    )  # fmt: skip
+    Phi3ForCausalLM(config).save_pretrained(tmp_path / "phi")
+    tiny_model.tokenizer().save_pretrained(tmp_path / "phi")
+    reference = {"path": str(tmp_path / "phi")}
+    with pytest.raises(ValueError, match="set max_length: 64, or less"):
+        models.load(reference, max_length=65, cache=tmp_path)
+    assert models.load(reference, max_length=64, cache=tmp_path)
+    recipe, _ = run(tmp_path, rows(2), reference, max_length=64)
+    assert recipe["counts"]["scored"] == 4

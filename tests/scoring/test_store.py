@@ -200,6 +200,22 @@ def test_merging_takes_what_is_new_and_says_how_much(tmp_path):
     assert sum(one.added for one in merge(tmp_path / "here", tmp_path / "there")) == 0
 
 
+def test_a_store_that_is_compacted_meanwhile_is_merged_whole(tmp_path, monkeypatch):
+    filled(tmp_path / "there", *((i, i + 1) for i in range(4)))
+    every = shards.every
+
+    def compacted(folder, kind):
+        for n, table in enumerate(every(folder, kind)):
+            yield table
+            if n == 0:
+                compact(tmp_path / "there")
+
+    monkeypatch.setattr(shards, "every", compacted)
+    merge(tmp_path / "here", tmp_path / "there")
+    store = ScoreStore(tmp_path / "here", RECIPE)
+    assert store.has(pa.array(keys(0, 4))).to_pylist() == [True] * 4
+
+
 def test_values_of_two_machines_may_differ_by_rounding_and_no_more(tmp_path):
     store = filled(tmp_path / "here", (0, 3))
     before = rows_of(store, 0, 3)

@@ -9,10 +9,12 @@ import torch
 from rlhf_data.scoring.identity import template_hash
 from rlhf_data.scoring.logprobs import token_logps
 from rlhf_data.scoring.packs import Group
+from rlhf_data.training import train
 from rlhf_data.training.batches import Rows
-from rlhf_data.training.gate import check_first_batch
+from rlhf_data.training.gate import check_first_batch, check_tokens, first_rows
 from rlhf_data.training.step import Policy
 from tests import tiny_model
+from tests.training import snapshots
 from tests.training.snapshots import paired_snapshot, pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,3 +104,23 @@ def test_the_scorer_and_the_trainer_know_a_template_by_the_same_digest(tmp_path)
     assert scored == template_hash(reference, "chat", tmp_path / "cache")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert scored != template_hash(reference, "chat", tmp_path / "cache")
+
+
+def test_references_that_read_other_tokens_than_the_policy_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "MAX_LENGTH", 128)  # nothing is cut away
+    reference, policy = tiny_model.save(tmp_path / "reference"), tiny_model.save(tmp_path / "policy")
+    snapshot = paired_snapshot(tmp_path / "data", pairs(3), reference)
+    recipe = json.loads((snapshot / "manifest.json").read_text())["score"]
+    encoding = {"template": "chat", "max_length": 128, "max_prompt_length": None}
+    few = first_rows(snapshot, "train")
+    told = {"recipe": recipe, "encoding": encoding, "cache": tmp_path / "cache"}
+    check_tokens(few, model=policy, **told)
+    tokenizer = json.loads((tmp_path / "policy" / "tokenizer.json").read_text())
+    (tmp_path / "policy" / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))  # another file, equal tokens
+    check_tokens(few, model=policy, **told)
+    (tmp_path / "policy" / "chat_template.jinja").write_text("{{ 'Be brief.' }}" + tiny_model.CHATML)
+    with pytest.raises(ValueError, match=r"reference, which scored the references, reads 3 of 3 rows as other tokens"):
+        check_tokens(few, model=policy, **told)
+    with pytest.raises(ValueError, match="reads 3 of 3 rows as other tokens"):
+        train(snapshot, tmp_path / "run", rule="dpo", model=policy, max_length=128, cache=tmp_path / "cache")
+    assert check_tokens(few, model=policy, **(told | {"recipe": {**recipe, "model": {"path": "gone"}}})) is None

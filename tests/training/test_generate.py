@@ -180,3 +180,29 @@ def test_vllm_is_taken_where_it_is_installed_and_a_gpu_is_there_for_whole_models
 def test_a_writer_by_vllm_stops_at_the_models_own_end_tokens_too(vllm, loaded, folder, reference):
     ends = by_vllm(loaded[1], "float32").ends
     assert loaded[1].eos_token_id in ends
+
+
+def test_samples_carry_the_categories_that_were_asked_with(folder, reference, tmp_path):
+    for category in ("sea", "bread", None):
+        asked = [row | {"category": category} for row in ROWS[:2]]
+        file = samples(tmp_path, asked, model=reference, cache=folder / "cache", **SHORT)
+        assert set(pq.read_table(file)["category"].to_pylist()) == {category}
+
+
+def test_of_two_that_want_the_same_samples_the_slower_one_gets_them_too(folder, reference, tmp_path, monkeypatch):
+    options = {"model": reference, "cache": folder / "cache", "block": 3, **SHORT}
+    module = sys.modules["rlhf_data.training.generate"]
+    calls = []
+
+    def slow(*arguments, **sampling):
+        calls.append(1)
+        written = write(*arguments, **sampling)
+        if len(calls) == 3:  # its last block; meanwhile the other one ends
+            monkeypatch.setattr(module, "write", write)
+            samples(tmp_path, ROWS, **options)
+        return written
+
+    monkeypatch.setattr(module, "write", slow)
+    file = samples(tmp_path, ROWS, **options)
+    assert pq.read_table(file).num_rows == 14
+    assert sorted(path.name for path in file.parent.iterdir()) == ["samples.json", "samples.parquet"]
