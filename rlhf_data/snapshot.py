@@ -411,9 +411,19 @@ def _latest_with(versions: Path, content: str, recipe: dict[str, Any] | None, sa
     same = (
         told["content_hash"] == content
         and score_identity(told["score"]) == score_identity(recipe)
-        and json.loads(json.dumps(said)).items() <= told.items()
+        and _however_cut(told) == _however_cut(json.loads(json.dumps(said)))
     )
     return latest.path if same else None
+
+
+def _however_cut(told: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says beside its rows that does not depend on the pieces in which files were read.
+
+    A text that stands in two pieces came in twice, and was merged once.
+    """
+    kept = {name: told[name] for name in ("about", "quarantine_hash", "sources")}
+    reasons = [[count[key] for key in ("step", "unit", "quarantined", "filtered")] for count in told["accounting"]]
+    return {**kept, "accounting": reasons}
 
 
 def score_identity(recipe: dict[str, Any] | None) -> dict[str, Any] | None:

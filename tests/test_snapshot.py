@@ -98,6 +98,25 @@ def test_a_snapshot_holds_everything_that_says_where_it_comes_from(built):
     assert raw["bytes"] == (built.folder / "raw" / "r.jsonl").stat().st_size
 
 
+def test_a_record_that_changes_no_row_is_told_of_in_a_new_version(project):
+    rows = [{**row, "label": "good" if row["rating"] > 3 else "bad"} for row in ratings(3)]
+    label = "{from: label, map: {good: true, bad: false, skip: null}}"
+    columns = f"{{path: raw/*.jsonl, columns: {{prompt: prompt, completion: completion, label: {label}}}}}"
+    spec = SPEC.replace("{path: raw/*.jsonl}", columns).replace(
+        "rate: {by: rating, scale: [1, 5]}", "rate: {by: label}"
+    )
+    project.spec(spec.replace("to: paired, pairing: all", "to: unpaired"))
+    project.raw(rows)
+    assert project.build() == 0
+    first = project.snapshot
+    assert project.build() == 0 and project.snapshot.id == first.id
+    project.raw([*rows, {"prompt": "question 0?", "completion": "new", "label": "skip"}])
+    assert project.build() == 0
+    last = project.snapshot
+    assert last.id != first.id and last.manifest["content_hash"] == first.manifest["content_hash"]
+    assert (first.manifest["sources"]["a"]["records"], last.manifest["sources"]["a"]["records"]) == (12, 13)
+
+
 def test_the_locked_spec_builds_the_same_again(built):
     first = built.snapshot
     built.spec((first.path / "spec.lock.yaml").read_text())

@@ -123,9 +123,13 @@ def _refs(rows: list[dict[str, Any]], judgments: list[dict[str, Any]] | None, as
 
 def _lock(snapshot: Snapshot) -> dict[str, Any]:
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     lock = snapshot.path / "spec.lock.yaml"
-    return YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    try:
+        return YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
+    except (YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{lock} is damaged: remove {snapshot.path} and build it again") from None
 
 
 def _steps(
@@ -159,7 +163,7 @@ def _rated(
 ) -> list[str]:
     """How judgments became the rewards of the row's answers, and the preference of a compared pair."""
     sides = {"chosen": "chosen_id", "rejected": "rejected_id"} if "pair_id" in row else {"completion": "completion_id"}
-    if "rate" not in steps:
+    if "rate" not in steps or not texts:
         rewards = ((side, row.get("reward" if side == "completion" else f"{side}_reward")) for side in sides)
         return [f"{side}: reward {reward:.6g}" for side, reward in rewards if reward is not None]
     text = list(texts.values())[-1]

@@ -263,7 +263,9 @@ def _heard(
     if aspects:
         absent = [a for a in aspects if a not in named]
         if absent:
-            raise ValueError(f"rate.aspects: no aspect named {', '.join(absent)}; the sources rate {', '.join(named)}")
+            raise ValueError(
+                f"rate.aspects: no aspect named {', '.join(absent)}; the sources rate {', '.join(named) or 'none'}"
+            )
         unnamed = (kind == "rating") & ~pl.col("aspect").cast(pl.String).is_in(list(aspects)).fill_null(False)
         filtered |= {"aspect not named in rate.aspects": heard.filter(unnamed).height}
         heard = heard.filter(~unnamed)

@@ -150,8 +150,9 @@ def _lacking(raw: Raw, paths: Iterable[str]) -> list[str]:
 
 def absent(paths: Iterable[str], columns: Sequence[str]) -> list[str]:
     """For each path whose column is not among `columns`: what is wrong and what was probably meant."""
+    known = ", ".join(columns) or "none, as there is no row"
     return [
-        f"no column {path!r}{hint(path, columns, ', ')}; the columns are {', '.join(columns) or 'none'}"
+        f"no column {path!r}{hint(path, columns, ', ')}; the columns are {known}"
         for path in paths
         if path not in columns and tokens(path)[0] not in columns
     ]

@@ -197,8 +197,9 @@ _RULES = {
     "last_of": f"must be the name of a column of messages, and only {', '.join(ANSWERS)} can be taken from one",
     "concat": f"must be a list of columns' names, and only {', '.join(TEXTS)} can be joined",
     "value": "must be a number (true or false for a label) for a judgment, a text for everything else",
-    "map": "must map the file's values to numbers (true or false for a label; null leaves the row out), "
-    "or to texts for annotator, category, model, aspect and position; texts of answers are not mapped",
+    "map": "must map the file's values to numbers (true or false for a label, within 0 and 1 for a preference; "
+    "null leaves the row out), or to texts for annotator, category, model, aspect and position; texts of answers are "
+    "not mapped",
     "polarity": "must be higher_is_better or lower_is_better, and belongs to a rating",
     "role": "must be the field of a message that holds its role",
     "content": "must be the field of a message that holds its text",
@@ -213,7 +214,10 @@ def _texts(value: Any) -> bool:
 
 def _targets(role: str, values: Mapping[Any, Any]) -> bool:
     kind: Any = (int, float, type(None)) if role in NUMBERS else (str, type(None))
-    return all(isinstance(value, kind) for value in cast("Mapping[Any, object]", values).values())
+    targets = cast("Mapping[Any, Any]", values).values()
+    if not all(isinstance(value, kind) for value in targets):
+        return False
+    return role != "preference" or all(value is None or 0 <= value <= 1 for value in targets)
 
 
 def _combination_problems(entry: Mapping[str, Any]) -> list[str]:

@@ -661,7 +661,9 @@ def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.
     with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
         quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
         header = next(csv.reader(lines, delimiter=separator, quotechar=quote or None, quoting=quoting), [])
-    if not header or len(set(header)) < len(header):
+    if not header:
+        raise ValueError(f"{path} is empty: line 1 must name the columns")
+    if len(set(header)) < len(header):
         raise ValueError(f"{path}: line 1 must name each column once; it is {separator.join(header)!r}")
     query = """SELECT * FROM read_csv($path, auto_detect = false, header = true, columns = $columns, delim = $delim,
         quote = $quote, escape = $quote, nullstr = '', allow_quoted_nulls = false, null_padding = false,
@@ -672,5 +674,19 @@ def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.
             relation = connection.sql(query, params={**given, "longest": _LONGEST_LINE})
             return relation.limit(limit).pl() if limit else relation.pl()
         except duckdb.Error as error:
+            _refuse_mixed_line_ends(path)
             lines_of = str(error).split("Possible ")[0].strip().splitlines()
             raise ValueError(f"{path}: {'; '.join(line for line in lines_of if line)}") from None
+
+
+def _refuse_mixed_line_ends(path: Path) -> None:
+    """ValueError where some lines end in CR LF and others in LF alone, which DuckDB cannot read."""
+    with _open(path) as file:
+        ends = [line.endswith(b"\r\n") for line in file]
+    if any(ends) and not all(ends[:-1]):
+        other = ends.index(not ends[0]) + 1
+        kinds = ("LF", "CR LF") if ends[0] else ("CR LF", "LF")
+        raise ValueError(
+            f"{path}: line {other} ends in {kinds[0]}, the lines before it in {kinds[1]}: write all alike, such as by "
+            f"sed -i 's/\\r$//' {path.name}"
+        )

@@ -380,6 +380,8 @@ class Shape(Section):
             raise _refuse("min_margin needs rewards, and pairs that are as_given have none; leave one of them out")
         if self.label != "threshold" and "threshold" in self.model_fields_set:
             raise _refuse(f"threshold has no meaning where label is {self.label}; say label: threshold")
+        if self.label == "threshold" and "threshold" not in self.model_fields_set:
+            raise _refuse("label: threshold needs threshold, the reward from which on an answer is desirable")
         if self.label == "source" and self.gap:
             raise _refuse("gap has no meaning where label is source; say label: threshold or label: prompt_mean")
         return self

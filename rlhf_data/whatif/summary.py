@@ -6,7 +6,7 @@ from rlhf_data.whatif.weigh import Weighed, columns_of
 
 
 def summary(made: Weighed) -> dict[str, dict[str, dict[str, float]]]:
-    """Label → column → mean (rows counted by weight), least, median, largest, and the shares of zeros and negatives."""
+    """Label → column → mean, least, median, largest, and the shares of zeros and negatives."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     trained = made.weights.filter(pl.col("weight") > 0)
     for one in made.asked:
@@ -33,7 +33,7 @@ def in_words(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 def _figures(rows: pl.DataFrame, name: str) -> dict[str, float]:
     w = pl.col(name)
     return rows.select(
-        mean=(w * pl.col("weight")).sum() / pl.col("weight").sum(),
+        mean=w.mean(),
         least=w.min(),
         median=w.median(),
         largest=w.max(),

@@ -232,6 +232,10 @@ STOPS = {
         r"demo.yaml:6: sources.a: .*no record of it is a JSON object",
     ),
     "an array that is cut off": ({"r.json": json.dumps(SOUND).encode()[:-30]}, r"raw/r.json: not valid JSON"),
+    "two kinds of line ends in a CSV": (
+        {"r.csv": b"prompt,completion,rating\r\nq,one,3\r\nq,two,4\nq,three,5\n"},
+        r"raw/r.csv: line 3 ends in LF, the lines before it in CR LF: write all alike",
+    ),
     "a short line of a CSV": ({"r.csv": sheet("q,alone")}, r"raw/r.csv: .*Line: 18; .*q,alone; .*: 3 Found: 2"),
     "a long line of a CSV": ({"r.csv": sheet("q,one,3,4")}, r"raw/r.csv: .*Line: 18; .*q,one,3,4; .*: 3 Found: 4"),
     "a quote of a CSV that is never closed": ({"r.csv": sheet('q,"one,3')}, r"raw/r.csv: .*Line: 18; .*unterminated"),
@@ -240,7 +244,7 @@ STOPS = {
         r"raw/r.csv: line 1 must name each column once; it is 'prompt,completion,prompt'",
     ),
     "a CSV that is not UTF-8": ({"r.csv": sheet("q,\udcff,3")}, r"raw/r.csv: .*Line: 18; .*not utf-8"),
-    "a CSV without a line": ({"r.csv": b""}, r"raw/r.csv: line 1 must name each column once"),
+    "a CSV without a line": ({"r.csv": b""}, r"raw/r.csv is empty: line 1 must name the columns"),
     "a Parquet file that is cut off": ({"r.parquet": parquet(SOUND)[:-10]}, r"raw/r.parquet: not a whole Parquet file"),
     "a second Parquet file of other columns": (
         {"a.parquet": parquet(SOUND), "b.parquet": parquet([{"question": "q", "answer": "x"}])},

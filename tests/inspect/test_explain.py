@@ -85,6 +85,19 @@ def test_a_record_says_which_step_left_it_out(traced):
     assert of(traced, "r.jsonl#59") is None
 
 
+def test_without_the_chunks_the_snapshot_still_says_what_it_knows(traced, capsys):
+    shutil.rmtree(".rlhf/chunks")
+    pair = traced.snapshot.scan().collect()["pair_id"][0]
+    assert run_command(["explain", pair]) == 0
+    assert "chosen: reward" in capsys.readouterr().out
+
+
+def test_a_damaged_lock_is_named(traced, capsys):
+    (traced.snapshot.path / "spec.lock.yaml").write_text("{x")
+    assert run_command(["explain", traced.snapshot.scan().collect()["pair_id"][0]]) == 1
+    assert "spec.lock.yaml is damaged: remove" in capsys.readouterr().err
+
+
 def test_without_the_steps_the_snapshot_still_says_what_it_knows(traced, capsys):
     row = pair_of(traced, "answer 2 to 0", "answer 0 to 0")
     shutil.rmtree(".rlhf/steps")

@@ -252,6 +252,7 @@ WRONG = [
     case("a label of pairs", "pairing: all", "label: source", 10, "shape: label has no meaning for a table that is paired"),
     case("a pairing of answers", "to: paired, ", f"{UNPAIRED}, ", 10, "shape: pairing has no meaning for a table that is unpaired"),
     case("a threshold for nothing", "to: paired, pairing: all", f"{UNPAIRED}, threshold: 0.5", 10, "shape: threshold has no meaning where label is source; say label: threshold"),
+    case("a threshold that is not said", "to: paired, pairing: all", "to: unpaired, label: threshold", 10, "shape: label: threshold needs threshold, the reward from which on"),
     case("a gap for nothing", "to: paired, pairing: all", f"{UNPAIRED}, gap: 0.5", 10, "shape: gap has no meaning where label is source"),
     case("weights of labels of pairs", "row: margin", "label: {true: 2}", 11, "weigh.weight.label: the paired table has no label"),
     case("a weight of no source", "row: margin", "source: {b: 2}", 11, "weigh.weight.source.b: no source of this name"),
