@@ -64,6 +64,9 @@ def test_where_no_row_is_left_it_is_said_where_they_went():
     counts = [Count("shape", "pairs", 5, 0, filtered={"tie": 3, "margin under 1": 2})]
     found = unmet(rows().clear(), {}, refused=tables.empty("quarantine"), counts=counts)
     assert found == ["no row is left; they went to: tie 3, margin under 1 2"]
+    both = [Count("clean", unit, 4, 0, quarantined={"text.email": 4}) for unit in ("completions", "judgments")]
+    found = unmet(rows().clear(), {}, refused=tables.empty("quarantine"), counts=both)
+    assert found == ["no row is left; they went to: text.email 4"]
 
 
 def test_the_quarantine_rate_is_of_what_was_read():

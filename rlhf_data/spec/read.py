@@ -202,7 +202,9 @@ def _override(tree: dict[str, Any], key: str, value: str) -> None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    *parents, last = key.split(".")
+    labels = {"true": True, "false": False}  # which are keys too
+    parts: list[Any] = [labels.get(part.lower(), part) for part in key.split(".")]
+    *parents, last = parts
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})

@@ -448,6 +448,13 @@ def test_a_check_reads_no_data(place, capfd, monkeypatch):
     assert not (place / ".rlhf").exists()
 
 
+@pytest.mark.parametrize("override", ["weigh.weight.label.false=0.5", "weigh.weight.label={false: 0.5}"])
+def test_a_label_is_a_key_that_can_be_set(override, place, capfd):
+    spec = BASE.replace("to: paired, pairing: all", "to: unpaired, label: threshold, threshold: 0.5")
+    (place / "demo.yaml").write_text(spec.replace("row: margin", "label: {true: 1.0, false: 1.0}"))
+    assert run_command(["check", "demo.yaml", "--set", override]) == 0, capfd.readouterr().err
+
+
 @pytest.mark.parametrize("override", ["train.beta=[", "rate.scale.lowest=1", "seed=x", "nonsense=1"])
 def test_an_override_that_cannot_be_is_an_error_without_traceback(override, place, capfd):
     (place / "demo.yaml").write_text(SCORED)
