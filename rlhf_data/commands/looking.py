@@ -134,6 +134,8 @@ def explain(
 
     Raw records, judgments, and what each step made of them; of an answer that is in no row, where it was left out.
     """
+    from polars.exceptions import PolarsError
+
     from rlhf_data.inspect import words
     from rlhf_data.inspect.explain import explain as trace
     from rlhf_data.inspect.places import latest_of_all, open_at
@@ -142,7 +144,13 @@ def explain(
     among = [open_at(snapshot, space)] if snapshot else latest_of_all(space)
     if not among:
         raise ValueError(f"no snapshot was built in {space.root}: name one, or --workspace FOLDER")
-    found = next((known for opened in among if (known := trace(row_id, opened, space)) is not None), None)
+    try:
+        found = next((known for opened in among if (known := trace(row_id, opened, space)) is not None), None)
+    except PolarsError as error:
+        raise ValueError(
+            f"a table of {space.root / 'steps'} is damaged ({error}): remove that folder, and the snapshots alone are "
+            "asked; building again makes it anew"
+        ) from None
     if found is None:
         looked = ", ".join(str(opened.path) for opened in among)
         raise ValueError(f"nothing is known of {row_id!r} in {looked}; `rlhf-data show` prints some ids of a snapshot")

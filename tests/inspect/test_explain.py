@@ -92,6 +92,14 @@ def test_without_the_chunks_the_snapshot_still_says_what_it_knows(traced, capsys
     assert "chosen: reward" in capsys.readouterr().out
 
 
+def test_a_damaged_table_of_a_step_is_told_with_its_cure(traced, capsys):
+    pair = traced.snapshot.scan().collect()["pair_id"][0]
+    for path in Path(".rlhf/steps").glob("*/judgments.parquet"):
+        path.write_bytes(b"PAR1")
+    assert run_command(["explain", pair]) == 1
+    assert "a table of .rlhf/steps is damaged" in capsys.readouterr().err
+
+
 def test_a_damaged_lock_is_named(traced, capsys):
     (traced.snapshot.path / "spec.lock.yaml").write_text("{x")
     assert run_command(["explain", traced.snapshot.scan().collect()["pair_id"][0]]) == 1
