@@ -421,8 +421,9 @@ def _however_cut(told: dict[str, Any]) -> dict[str, Any]:
 
     A text that stands in two pieces came in twice, and was merged once.
     """
-    kept = {name: told[name] for name in ("about", "quarantine_hash", "sources")}
-    reasons = [[count[key] for key in ("step", "unit", "quarantined", "filtered")] for count in told["accounting"]]
+    kept = {name: told.get(name) for name in ("about", "quarantine_hash", "sources")}
+    counts = told.get("accounting") or []
+    reasons = [[count.get(key) for key in ("step", "unit", "quarantined", "filtered")] for count in counts]
     return {**kept, "accounting": reasons}
 
 

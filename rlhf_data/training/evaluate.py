@@ -227,7 +227,7 @@ def pair_margins(
         check_encoding(recipe, encoding)
     scores, conditioned = is_reward_model(model), bool(told(model).get("condition"))
     filled = _REFERENCES if recipe is not None and not conditioned else ()
-    if filled:
+    if filled and not scores:
         check_tokens(table, recipe, model, encoding, cache)
     if conditioned:  # other tokens than those that are stored
         asked = for_inference(table["prompt"].to_pylist(), model)

@@ -65,7 +65,7 @@ def check_tokens(
         return
     try:
         theirs = load_tokenizer(recipe["model"], cache=cache)
-    except ValueError:
+    except (KeyError, ValueError):
         return
     few = rows.slice(0, _COMPARED).to_pydict()
     asked = few["prompt"], few["chosen"] if "chosen" in few else few["completion"]
