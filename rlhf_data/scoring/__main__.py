@@ -50,8 +50,12 @@ def main() -> None:
             print(json.dumps(recipe["counts"]))
 
     try:
-        told = {**options, "template": identity.template_text(given.template), "code": (NUMERICS, ENCODING)}
-        told |= {"model": identity.content_hash(model, given.cache)}
+        told = {
+            **options,
+            "template": identity.template_text(given.template),
+            "model": identity.content_hash(model, given.cache),
+            "code": (NUMERICS, ENCODING),
+        }
         how = xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
         workers.together(given.requests, given.store, how, run)
     except ValueError as error:

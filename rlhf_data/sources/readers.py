@@ -674,13 +674,14 @@ def _delimited(path: Path, separator: str, quote: str, limit: int | None) -> pl.
             relation = connection.sql(query, params={**given, "longest": _LONGEST_LINE})
             return relation.limit(limit).pl() if limit else relation.pl()
         except duckdb.Error as error:
-            _refuse_mixed_line_ends(path)
+            if "state machine" in str(error):
+                _refuse_mixed_line_ends(path)
             lines_of = str(error).split("Possible ")[0].strip().splitlines()
             raise ValueError(f"{path}: {'; '.join(line for line in lines_of if line)}") from None
 
 
 def _refuse_mixed_line_ends(path: Path) -> None:
-    """ValueError where some lines end in CR LF and others in LF alone, which DuckDB cannot read."""
+    """ValueError where some lines end in CR LF and others in LF alone; DuckDB says only that its state is invalid."""
     with _open(path) as file:
         ends = [line.endswith(b"\r\n") for line in file]
     if any(ends) and not all(ends[:-1]):

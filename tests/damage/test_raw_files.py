@@ -236,6 +236,10 @@ STOPS = {
         {"r.csv": b"prompt,completion,rating\r\nq,one,3\r\nq,two,4\nq,three,5\n"},
         r"raw/r.csv: line 3 ends in LF, the lines before it in CR LF: write all alike",
     ),
+    "a short line of a CSV whose cells hold line ends": (
+        {"r.csv": sheet('q,"two\nlines",3', "q,alone")},
+        r"raw/r.csv: .*Line: 19; .*q,alone; .*: 3 Found: 2",
+    ),
     "a short line of a CSV": ({"r.csv": sheet("q,alone")}, r"raw/r.csv: .*Line: 18; .*q,alone; .*: 3 Found: 2"),
     "a long line of a CSV": ({"r.csv": sheet("q,one,3,4")}, r"raw/r.csv: .*Line: 18; .*q,one,3,4; .*: 3 Found: 4"),
     "a quote of a CSV that is never closed": ({"r.csv": sheet('q,"one,3')}, r"raw/r.csv: .*Line: 18; .*unterminated"),
