@@ -1,8 +1,10 @@
 """Accounting: every row that enters a step leaves it, was merged, was refused or was filtered, and each by a reason."""
 
+import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from typing import Any
 
 
@@ -46,6 +48,20 @@ def total(counts: list[Count], kind: str) -> Counter[str]:
     for count in counts:
         summed.update(getattr(count, kind))
     return summed
+
+
+def lost(counts: Iterable[Mapping[str, Any]], *kinds: str) -> Counter[str]:
+    """How many rows left in these ways, by reason; an answer and its judgment that left together are one.
+
+    Args:
+        counts: as `Count.as_dict` or a manifest gives them.
+        kinds: of "merged", "quarantined", "filtered".
+    """
+    of_unit: dict[str, Counter[str]] = {}
+    for count in counts:
+        for kind in kinds:
+            of_unit.setdefault(count["unit"], Counter()).update(count.get(kind) or {})
+    return reduce(operator.or_, of_unit.values(), Counter())
 
 
 def summed(counts: list[Count]) -> Count:

@@ -1,13 +1,10 @@
 """What must hold of a table before it is published."""
 
-import operator
-from collections import Counter
-from functools import reduce
 from typing import Any
 
 import polars as pl
 
-from rlhf_data.accounting import Count
+from rlhf_data.accounting import Count, lost
 
 TOLD = ("split", "source", "category", "label", "weight")  # the columns that expectations speak of, beside the prompt
 
@@ -28,12 +25,7 @@ def unmet(rows: pl.DataFrame, expect: dict[str, Any], *, refused: pl.DataFrame, 
     if most is not None and rows.height > most:
         found.append(f"expect.rows: {rows.height} rows, more than {most}")
     if not rows.height:
-        of_unit: dict[str, Counter[str]] = {}
-        for count in counts:
-            went = of_unit.setdefault(count.unit, Counter())
-            went.update(count.quarantined)
-            went.update(count.filtered)
-        went = reduce(operator.or_, of_unit.values(), Counter[str]())  # an answer and its judgment are one loss
+        went = lost([count.as_dict() for count in counts], "quarantined", "filtered")
         reasons = ", ".join(f"{reason} {n}" for reason, n in went.most_common(5))
         found.append(f"no row is left; they went to: {reasons or 'nowhere, the sources are empty'}")
     limit, rate = expect.get("quarantine_rate"), refused.height / max(1, _read(counts))

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from rlhf_data.accounting import lost
 from rlhf_data.report import facts
 from rlhf_data.report.display import environment
 
@@ -132,7 +133,6 @@ def accounting(counts: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "lines": lines,
         "kinds": [kind for kind in LEFT if any(line["sums"][kind] for line in lines)],
-        # A refused record stands under observations too: it is one refusal.
-        "totals": {kind: sum(line["sums"][kind] for line in lines if line["unit"] != "records") for kind in LEFT},
+        "totals": {kind: lost(counts, kind).total() for kind in LEFT},
         "holds": not any(line["lost"] for line in lines),
     }
