@@ -31,7 +31,7 @@ def explain(wanted: str, snapshot: Snapshot, workspace: Workspace) -> dict[str, 
     Returns:
         id, kind (pair, completion, prompt, record), snapshot, rows (of the snapshot; texts only if it is one), steps
         (what each said of it: step, declared, said), judgments (None where the steps' tables are gone), refused
-        (quarantine), fate (of what is in no row: step and reason), records (raw_ref, path, state, record). None where
+        (quarantine), fate (of what is in no row: step and reason), records (raw_ref, source, path, state, record). None where
         nothing of that id is known.
 
     Raises:
@@ -69,7 +69,11 @@ def explain(wanted: str, snapshot: Snapshot, workspace: Workspace) -> dict[str, 
         "judgments": judgments,
         "refused": refused,
         "fate": [] if kind == "pair" or not texts else _fate(named, held, spec, steps, texts, snapshot),
-        "records": [_record(ref, snapshot, spec, workspace, held, judgments or []) for ref in refs[:BRIEF]],
+        "records": [
+            _record(ref, source, snapshot, spec, workspace)
+            for ref in refs[:BRIEF]
+            for source in _origins(ref, [judgments or [], held, refused], snapshot)
+        ],
     }
 
 
@@ -339,35 +343,35 @@ def _left(step: str, snapshot: Snapshot) -> dict[str, int]:
     return {reason: n for count in counts for kind in ("quarantined", "filtered") for reason, n in count[kind].items()}
 
 
+def _origins(ref: str, told: list[list[dict[str, Any]]], snapshot: Snapshot) -> list[str]:
+    """The sources of a raw record: files of two sources may have one name, so a raw_ref alone does not say."""
+    of = [one["source"] for rows in told for one in rows if ref in _listed(one["raw_ref"])]
+    name = Path(ref.rpartition("#")[0]).name
+    sources = snapshot.manifest["sources"].items()
+    named = [source for source, said in sources if name in [file["name"] for file in said.get("files") or []]]
+    return list(dict.fromkeys(of or named or list(snapshot.manifest["sources"])[:1]))
+
+
+def _listed(refs: str | list[str]) -> list[str]:
+    return [refs] if isinstance(refs, str) else refs
+
+
 def _record(
-    ref: str,
-    snapshot: Snapshot,
-    spec: dict[str, Any],
-    workspace: Workspace,
-    rows: list[dict[str, Any]],
-    judgments: list[dict[str, Any]],
+    ref: str, source: str, snapshot: Snapshot, spec: dict[str, Any], workspace: Workspace
 ) -> dict[str, Any]:
-    """A raw record, read back if its file is what it was."""
+    """A raw record of a source, read back if its file is what it was."""
     name, _, number = ref.rpartition("#")
-    likely = [j["source"] for j in judgments if j["raw_ref"] == ref] + [
-        r["source"] for r in rows if ref in r["raw_ref"]
-    ]
-    sources = snapshot.manifest["sources"]
-    for source in dict.fromkeys([*likely, *sources]):
-        for file in sources.get(source, {}).get("files") or []:
-            if Path(name).name != file["name"]:
-                continue
-            declared = (spec.get("sources") or {}).get(source) or {}
-            there = [path for path in _files(_place(declared, sources[source])) if path.as_posix().endswith(name)]
-            found = {"raw_ref": ref, "source": source, "path": str(there[0]) if there else None}
-            same = [path for path in there if lineage.raw_digest(path, workspace) == file["digest"]]
-            if not same:
-                continue
-            reading = {key: (declared.get("options") or {}).get(key) for key in ("quote", "separator", "sheet")}
-            record = record_at(same[0], int(number), format=declared.get("format"), **reading)
-            return {**found, "path": str(same[0]), "state": "as it was read", "record": record}
-    known = next((s for s in dict.fromkeys([*likely, *sources])), None)
-    return {"raw_ref": ref, "source": known, "path": None, "record": None, "state": _missing(name, known, spec)}
+    said = snapshot.manifest["sources"].get(source, {})
+    declared = (spec.get("sources") or {}).get(source) or {}
+    digests = [file["digest"] for file in said.get("files") or [] if file["name"] == Path(name).name]
+    there = [path for path in _files(_place(declared, said)) if path.as_posix().endswith(name)] if digests else []
+    same = next((path for path in there if lineage.raw_digest(path, workspace) in digests), None)
+    found = {"raw_ref": ref, "source": source, "path": str(same) if same else None}
+    if same is None:
+        return {**found, "record": None, "state": _missing(name, source, spec)}
+    reading = {key: (declared.get("options") or {}).get(key) for key in ("quote", "separator", "sheet")}
+    record = record_at(same, int(number), format=declared.get("format"), **reading)
+    return {**found, "state": "as it was read", "record": record}
 
 
 def _place(declared: dict[str, Any], said: dict[str, Any]) -> Any:

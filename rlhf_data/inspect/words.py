@@ -257,7 +257,7 @@ def explain(found: dict[str, Any]) -> list[str]:
     if found["records"]:
         lines += ["", "raw records"]
     for record in found["records"]:
-        lines.append(f"  {record['raw_ref']}  {record['path'] or ''}  {record['state']}".rstrip())
+        lines.append(f"  {record['raw_ref']}  {record['path'] or record['source'] or ''}  {record['state']}".rstrip())
         if record["record"] is not None:
             lines.append(f"    {text(record['record'], 600)}")
     return lines

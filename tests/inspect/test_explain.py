@@ -142,6 +142,20 @@ def test_compared_answers_show_their_votes(project):
     assert "preference 0.666667" in said["shape"]
 
 
+def test_files_of_one_name_in_two_sources_are_told_apart(project):
+    first, second = ratings(2), [{**row, "prompt": f"other {row['prompt']}"} for row in ratings(2)]
+    for name, rows in {"r.jsonl": first, "b/r.jsonl": second}.items():
+        (project.folder / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        project.raw(rows, name)
+    project.spec(SPEC.replace("a: {path: raw/*.jsonl}", "a: {path: raw/r.jsonl}\n  b: {path: raw/b}"))
+    assert project.build() == 0
+    asked = of(project, "r.jsonl#0")
+    assert [(r["source"], r["record"]) for r in asked["records"]] == [("a", first[0]), ("b", second[0])]
+    rows = project.snapshot.scan().collect()
+    of_second = of(project, rows.filter(source="b", raw_ref=["r.jsonl#0", "r.jsonl#1"])["pair_id"][0])
+    assert [(r["source"], r["record"]) for r in of_second["records"]] == [("b", row) for row in second[:2]]
+
+
 def test_an_answer_of_an_unpaired_snapshot_is_traced(project):
     project.spec(SPEC.replace("to: paired, pairing: all", "to: unpaired, label: threshold, threshold: 0.5"))
     assert project.build() == 0
