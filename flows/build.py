@@ -46,6 +46,8 @@ def run_step(step: str, planned: dict[str, Planned], workspace: str) -> State[st
     if not this.cached:
         get_run_logger().info("why: %s", this.why)
     counts = engine.run_step(this, list(planned.values()), space)
+    for note in (note for count in counts for note in count.notes):
+        get_run_logger().warning(note)
     said = "; ".join(f"{count.rows_in:,} {count.unit} → {count.out:,}" for count in counts)
     return Completed(
         name="Cached" if this.cached else "Completed",

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from typing import Any
@@ -20,6 +20,7 @@ class Count:
         merged: rows that became part of another row, by reason.
         quarantined: rows that were refused, by code.
         filtered: rows left out on purpose, by reason.
+        notes: what a person should know although nothing is wrong with the rows.
     """
 
     step: str
@@ -29,6 +30,7 @@ class Count:
     merged: Mapping[str, int] = field(default_factory=dict)
     quarantined: Mapping[str, int] = field(default_factory=dict)
     filtered: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         left = sum(sum(reasons.values()) for reasons in (self.merged, self.quarantined, self.filtered))

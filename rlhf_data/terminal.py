@@ -33,6 +33,8 @@ def show_step(planned: "Planned", seconds: float | None, counts: list["Count"]) 
         return
     said = "; ".join(f"{c.rows_in:,} {c.unit} → {c.out:,}" for c in counts)
     say(f"  ✓ {planned.step.name:<16} {'cached' if planned.cached else f'{seconds:.1f} s':>8}  {said}".rstrip())
+    for note in (note for count in counts for note in count.notes):
+        say(f"    {note}")
 
 
 def score_status_in_words(told: dict[str, Any]) -> list[str]:

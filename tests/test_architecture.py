@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "clean": {*BASE, "clean"},
     "rate": {*BASE, "rate"},
     "shape": {*BASE, "shape"},
-    "weigh": {*BASE, "weigh"},
+    "weigh": {*BASE, "weigh", "words"},
     "rules": {"rules", "words"},
     "scoring": {"files", "scoring", "rules"},  # files needs nothing but xxhash
     "training": {"files", "order", "training", "scoring", "rules"},

@@ -24,6 +24,7 @@ _BLOCK = 1 << 15  # pairs of signatures compared at once: some 40 MB
 _SMALL = 16  # the largest bucket of which all pairs are compared
 
 Signatures = NDArray[np.uint32]
+Bits = NDArray[np.uint64]  # (words of 64 places, 2, rows)
 
 
 def signatures(
@@ -120,7 +121,7 @@ def prompt_clusters(
 
 def _components(signatures: Signatures, order: NDArray[np.integer], threshold: float) -> NDArray[np.int64]:
     """The smallest row of each row's component; row i is signatures[order[i]]."""
-    wanted = int(np.ceil(threshold * signatures.shape[1] - 1e-9))
+    compared = _Compared(signatures, order, threshold)
     # Equal texts first: a thousand copies are one text afterwards, not half a million pairs in every band.
     roots = _first_of_equal(signatures, order)
     alone = np.flatnonzero(roots == np.arange(order.size))
@@ -130,14 +131,68 @@ def _components(signatures: Signatures, order: NDArray[np.integer], threshold: f
         for buckets in _buckets(keys):
             if buckets.shape[1] > _SMALL:
                 for bucket in buckets:
-                    _grow(signatures, order, alone[bucket], wanted, roots)
+                    _grow(compared, alone[bucket], roots)
                 continue
             left, right = np.triu_indices(buckets.shape[1], k=1)
             step = max(_BLOCK // left.size, 1)
             for start in range(0, len(buckets), step):
                 block = alone[buckets[start : start + step]]
-                _join(signatures, order, block[:, left].ravel(), block[:, right].ravel(), wanted, roots)
+                _join(compared, block[:, left].ravel(), block[:, right].ravel(), roots)
     return roots
+
+
+class _Compared:
+    """Which rows agree in enough places; row i is signatures[order[i]].
+
+    Two bits of each place tell most of those apart that do not, at a sixteenth of the bytes: where more places than may
+    differ do so in these bits alone, the rest need not be looked at.
+    """
+
+    def __init__(self, signatures: Signatures, order: NDArray[np.integer], threshold: float) -> None:
+        self._signatures, self._order = signatures, order
+        self._wanted = int(np.ceil(threshold * signatures.shape[1] - 1e-9))
+        self._bits = _low_bits(signatures, order)
+
+    def near(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each pair of rows."""
+        return self._agree(left, right, self._may_agree(self.bits_of(left), self.bits_of(right)))
+
+    def near_of(self, rows: NDArray[np.int64], others: NDArray[np.int64], bits: Bits) -> NDArray[np.bool_]:
+        """(rows, others): of each row and each of the others, whose bits are given."""
+        may = self._may_agree(self.bits_of(rows)[..., None], bits[..., None, :])
+        row, other = np.nonzero(may)
+        may[row, other] = self._agree(rows[row], others[other], np.ones(row.size, bool))
+        return may
+
+    def bits_of(self, rows: NDArray[np.int64]) -> Bits:
+        return self._bits[:, :, rows]
+
+    def _may_agree(self, left: Bits, right: Bits) -> NDArray[np.bool_]:
+        unlike = sum(np.bitwise_count((a[0] ^ b[0]) | (a[1] ^ b[1])) for a, b in zip(left, right, strict=True))
+        return unlike <= self._signatures.shape[1] - self._wanted
+
+    def _agree(self, left: NDArray[np.int64], right: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """`asked`, without the pairs whose whole signatures agree in too few places."""
+        at = np.flatnonzero(asked)
+        for start in range(0, at.size, _BLOCK):
+            block = at[start : start + _BLOCK]
+            agree = self._signatures[self._order[left[block]]] == self._signatures[self._order[right[block]]]
+            asked[block] = np.count_nonzero(agree, axis=1) >= self._wanted
+        return asked
+
+
+def _low_bits(signatures: Signatures, order: NDArray[np.integer]) -> Bits:
+    """Two bits of each place; one word of all rows lies in a row."""
+    places = signatures.shape[1]
+    words = -(-places // 64)
+    bits = np.zeros((words, 2, order.size), np.uint64)
+    for start in range(0, order.size, _CHUNK):
+        block = np.zeros((min(_CHUNK, order.size - start), words * 64), np.uint8)
+        block[:, :places] = signatures[order[start : start + _CHUNK]] & 3
+        for bit in (0, 1):
+            packed = np.packbits(block >> bit & 1, axis=1).view(np.uint64)
+            bits[:, bit, start : start + _CHUNK] = packed.T
+    return bits
 
 
 def _first_of_equal(signatures: Signatures, order: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -172,18 +227,11 @@ def _buckets(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
         yield order[starts[sizes == size, None] + np.arange(size)]
 
 
-def _join(
-    signatures: Signatures,
-    order: NDArray[np.integer],
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    wanted: int,
-    roots: NDArray[np.int64],
-) -> None:
-    """Connect the pairs (left, right) that agree in `wanted` places."""
+def _join(compared: _Compared, left: NDArray[np.int64], right: NDArray[np.int64], roots: NDArray[np.int64]) -> None:
+    """Connect the pairs (left, right) that are near."""
     apart = roots[left] != roots[right]
     left, right = left[apart], right[apart]
-    near = (signatures[order[left]] == signatures[order[right]]).sum(axis=1) >= wanted
+    near = compared.near(left, right)
     _connect(roots, left[near], right[near])
 
 
@@ -196,30 +244,35 @@ def _connect(roots: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[n
             roots[higher] = roots[roots[higher]]
 
 
-def _grow(
-    signatures: Signatures,
-    order: NDArray[np.integer],
-    bucket: NDArray[np.int64],
-    wanted: int,
-    roots: NDArray[np.int64],
-) -> None:
+def _grow(compared: _Compared, bucket: NDArray[np.int64], roots: NDArray[np.int64]) -> None:
     """Connect all near pairs of a large bucket.
 
-    Each row is compared with those that no cluster has taken in yet: of a thousand variants of one template, the first
-    takes in nearly all.
+    A cluster that is found grows until no row is near it, and its rows are compared with no other: of a thousand
+    variants of one template, the first takes in nearly all. Where none is found, many rows are compared at a time.
     """
-    rest = bucket
+    rest, bits, step = bucket, compared.bits_of(bucket), 1
     while rest.size > 1:
-        frontier, rest, found = [rest[0]], rest[1:], [rest[0]]
-        while frontier and rest.size:
-            row = frontier.pop()
-            near = roots[rest] == roots[row]
-            for start in range(0, rest.size, _BLOCK):
-                block = rest[start : start + _BLOCK]
-                agree = (signatures[order[block]] == signatures[order[row]]).sum(axis=1)
-                near[start : start + _BLOCK] |= agree >= wanted
-            frontier.extend(rest[near])
-            found.extend(rest[near])
-            rest = rest[~near]
-        component = np.array(found)
-        _connect(roots, np.full(component.size - 1, component[0]), component[1:])
+        step = max(1, min(step, _BLOCK // rest.size))
+        near = compared.near_of(rest[:step], rest, bits)
+        found = np.flatnonzero(np.triu(near, k=1).any(axis=1))
+        passed = found[0] if found.size else step
+        rest, bits, step = rest[passed:], bits[:, :, passed:], 1 if found.size else 2 * step
+        if found.size:
+            rest, bits = _take(compared, rest, bits, roots)
+
+
+def _take(
+    compared: _Compared, rest: NDArray[np.int64], bits: Bits, roots: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Bits]:
+    """Connect the first row with all that near pairs connect it with; what is left of rows and bits."""
+    first, frontier = rest[0], rest[:1]
+    rest, bits = rest[1:], bits[:, :, 1:]
+    while frontier.size and rest.size:
+        step = max(1, min(8, _BLOCK // rest.size))
+        near = (roots[rest] == roots[first]) | compared.near_of(frontier[:step], rest, bits).any(axis=0)
+        found = rest[near]
+        if found.size:
+            _connect(roots, np.full(found.size, first), found)
+            rest, bits = rest[~near], bits[:, :, ~near]
+        frontier = np.concatenate([frontier[step:], found])
+    return rest, bits

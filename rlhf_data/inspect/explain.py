@@ -31,8 +31,8 @@ def explain(wanted: str, snapshot: Snapshot, workspace: Workspace) -> dict[str, 
     Returns:
         id, kind (pair, completion, prompt, record), snapshot, rows (of the snapshot; texts only if it is one), steps
         (what each said of it: step, declared, said), judgments (None where the steps' tables are gone), refused
-        (quarantine), fate (of what is in no row: step and reason), records (raw_ref, source, path, state, record). None where
-        nothing of that id is known.
+        (quarantine), fate (of what is in no row: step and reason), records (raw_ref, source, path, state, record). None
+        where nothing of that id is known.
 
     Raises:
         ValueError: several ids begin so, or too little of an id is given.
@@ -356,9 +356,7 @@ def _listed(refs: str | list[str]) -> list[str]:
     return [refs] if isinstance(refs, str) else refs
 
 
-def _record(
-    ref: str, source: str, snapshot: Snapshot, spec: dict[str, Any], workspace: Workspace
-) -> dict[str, Any]:
+def _record(ref: str, source: str, snapshot: Snapshot, spec: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     """A raw record of a source, read back if its file is what it was."""
     name, _, number = ref.rpartition("#")
     said = snapshot.manifest["sources"].get(source, {})

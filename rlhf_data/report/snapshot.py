@@ -135,4 +135,5 @@ def accounting(counts: list[dict[str, Any]]) -> dict[str, Any] | None:
         "kinds": [kind for kind in LEFT if any(line["sums"][kind] for line in lines)],
         "totals": {kind: lost(counts, kind).total() for kind in LEFT},
         "holds": not any(line["lost"] for line in lines),
+        "notes": [note for count in counts for note in count.get("notes") or ()],
     }

@@ -1,7 +1,7 @@
 """The step `weigh`: what is in the mix, and source × category × row × class factors that end in one `weight`."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rlhf_data import ids, tables, texts
 from rlhf_data.accounting import Count
 from rlhf_data.quarantine import Refusal, refusals
 from rlhf_data.weigh.mix import mix
+from rlhf_data.words import hint
 
 SIDES = {"paired": ["chosen_row", "rejected_row"], "unpaired": ["completion_row"]}
 # What a table of learnt weights may be keyed by.
@@ -56,7 +57,7 @@ def weigh(
         of: "rows" or "tokens" (of the completions).
         count_tokens: texts → their numbers of tokens; where `of` is tokens.
         source: factor by source; a source that is not named has factor 1.
-        category: factor by category, likewise.
+        category: factor by category, likewise; of one that no row has a note is made.
         label: factor by label (unpaired only).
         row: an expression in polars' SQL over the table's narrow columns, such as "margin".
         learnt: a table of weights learnt elsewhere: path, key (one of KEYS), column, missing (a weight, or null to
@@ -102,7 +103,16 @@ def weigh(
     (out / "mix.json").write_text(json.dumps(_by_source(whole)))
     tables.write(refusals(refused, "weigh", text, pairs_from), out / "quarantine.parquet", "quarantine")
     quarantined = {r.code: r.rows.height for r in refused if r.rows.height}
-    return [Count("weigh", "rows", whole.height, kept.height, quarantined=quarantined, filtered=left_out)]
+    notes = _nowhere(category or {}, whole["category"])
+    return [Count("weigh", "rows", whole.height, kept.height, quarantined=quarantined, filtered=left_out, notes=notes)]
+
+
+def _nowhere(factors: Iterable[str], categories: pl.Series) -> list[str]:
+    """What to say of factors that multiply nothing: a misspelt category looks like one without rows."""
+    known = categories.unique().drop_nulls().cast(pl.String).sort().to_list()
+    there = f"; there are {', '.join(known[:8])}{' …' if len(known) > 8 else ''}" if known else ""
+    unused = [name for name in factors if name not in known]
+    return [f"weigh.weight.category: no row is of {name!r}{hint(name, known, ': ') or there}" for name in unused]
 
 
 def _by_source(rows: pl.DataFrame) -> dict[str, int]:

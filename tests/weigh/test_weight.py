@@ -58,6 +58,18 @@ def weights(found) -> list[float]:
     return found[0]["weight"].to_list()
 
 
+def test_a_category_that_no_row_has_is_told_with_what_was_meant(step):
+    rows = [pair(0, category="math"), pair(1, category="code"), pair(2)]
+    found = step(*rows, category={"maths": 2.0, "code": 3.0, "other": 0.5})
+    assert weights(found) == [1.0, 3.0, 1.0]
+    assert list(found[2].notes) == [
+        "weigh.weight.category: no row is of 'maths': did you mean 'math'?",
+        "weigh.weight.category: no row is of 'other'; there are code, math",
+    ]
+    assert list(step(pair(0), category={"x": 2.0})[2].notes) == ["weigh.weight.category: no row is of 'x'"]
+    assert not step(*rows, category={"code": 3.0})[2].notes
+
+
 def test_without_factors_every_weight_is_one(step):
     assert weights(step(pair(0), pair(1))) == [1.0, 1.0]
 
