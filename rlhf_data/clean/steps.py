@@ -127,9 +127,14 @@ def decontaminate(
         ngram: words in a run; a prompt of fewer words counts where it is, as a whole, a text of a file.
         of: prompt, completion or both.
         step: the name it is accounted under.
+
+    Raises:
+        ValueError: a file that cannot be read, or in which there is nothing to look for.
     """
     (folder,) = inputs.values()
     index = contaminated.index([Path(file) for file in files], ngram)
+    if empty := [file for k, file in enumerate(files) if k not in index.file_of]:
+        raise ValueError(f"{step}: against: no words are in {', '.join(empty)}; leave it out, or give another file")
 
     def judge(side: str, held: pl.Series, rows: pl.Series) -> pl.Series:
         hits = contaminated.hits(held, index, whole=side == "prompt")

@@ -186,6 +186,15 @@ def test_only_the_side_asked_for_is_looked_at(folder, tmp_path):
         assert held.completions == kept
 
 
+def test_an_evaluation_file_without_words_is_refused(folder, tmp_path):
+    (tmp_path / "e.txt").write_text(LONG, encoding="utf-8")
+    for name, content in {"f.jsonl": "", "g.json": '{"n": 3, "q": " … "}'}.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    held = folder(a=[rating(LONG, "1")])
+    with pytest.raises(ValueError, match=r"against: no words are in .*f\.jsonl, .*g\.json; leave it out"):
+        held.run(steps.decontaminate, files=[str(tmp_path / name) for name in ("e.txt", "f.jsonl", "g.json")])
+
+
 def test_languages_are_kept_by_prompt(folder):
     pytest.importorskip("fasttext", reason="the extra `lang` is not installed")
     held = folder(a=[rating(LONG, "a"), rating("Warum ist der Himmel am Mittag blau?", "b"), rating("1 + 1 = ?", "c")])
