@@ -207,12 +207,14 @@ def _connected(
 
 
 def _add(connection: "duckdb.DuckDBPyConnection", name: str, snapshot: Snapshot) -> None:
-    schema = _name(name)
+    schema, quarantine = _name(name), snapshot.path / "quarantine" / "quarantine.parquet"
+    if absent := next((path for path in (*snapshot.files(), quarantine) if not path.is_file()), None):
+        raise ValueError(f"{absent} is not there any more: remove {snapshot.path} and build it again")
     connection.execute(f"CREATE SCHEMA {schema}")
     paths = ", ".join(_text(str(path.resolve())) for path in snapshot.files())
     connection.execute(f"CREATE VIEW {schema}.rows AS SELECT * FROM read_parquet([{paths}])")
     connection.execute(f"CREATE VIEW {schema} AS SELECT * FROM {schema}.rows")
-    refused = _text(str((snapshot.path / "quarantine" / "quarantine.parquet").resolve()))
+    refused = _text(str(quarantine.resolve()))
     connection.execute(f"CREATE VIEW {schema}.quarantine AS SELECT * FROM read_parquet({refused})")
     for table, rows in _told(snapshot).items():
         connection.execute(f"CREATE TABLE {schema}.{table} ({TOLD[table]})")

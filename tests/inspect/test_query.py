@@ -184,6 +184,12 @@ def test_a_query_survives_a_compaction_of_the_shards_it_listed(demo, tmp_path, m
     assert len(listed) == 2
 
 
+def test_a_file_that_was_removed_is_named(demo, built):
+    (gone := built.snapshot.files()[0]).unlink()
+    with pytest.raises(ValueError, match=f"{gone.name} is not there any more: remove .* and build it again"):
+        query("FROM rows", demo)
+
+
 def test_names_are_told_apart(built):
     one = built.snapshot
     assert list(named([(None, one), (None, one), ("rows", one)])) == ["demo", "demo_2", "rows_2"]
