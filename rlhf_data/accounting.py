@@ -41,7 +41,8 @@ class Count:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What a manifest says of it; notes only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "notes" or value}
 
 
 def total(counts: list[Count], kind: str) -> Counter[str]:

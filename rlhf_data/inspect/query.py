@@ -19,6 +19,9 @@ TOLD = {
     "sources": "source VARCHAR, adapter VARCHAR, license VARCHAR, records BIGINT, file VARCHAR, bytes BIGINT, "
     "digest VARCHAR",
     "splits": "split VARCHAR, n BIGINT",
+    "models": "model VARCHAR, strength DOUBLE, std DOUBLE, battles BIGINT",
+    "annotators": "source VARCHAR, annotator VARCHAR, votes BIGINT, p_right DOUBLE, p_tie DOUBLE, p_wrong DOUBLE, "
+    "p_tie_on_tie DOUBLE",
     "snapshots": "name VARCHAR, id VARCHAR, path VARCHAR, about VARCHAR, created VARCHAR, kind VARCHAR, "
     "parent VARCHAR, content_hash VARCHAR, quarantined BIGINT",
 }
@@ -277,8 +280,17 @@ def _told(snapshot: Snapshot) -> dict[str, list[tuple[Any, ...]]]:
         "accounting": accounting,
         "sources": sources,
         "splits": list(manifest["rows"].items()),
+        "models": _lines(manifest, "models", "model", "strength", "std", "battles"),
+        "annotators": _lines(
+            manifest, "most_active", "source", "annotator", "votes", "right", "tie", "wrong", "tie_on_tie"
+        ),
         "snapshots": [(*this, told["parent"], told["content_hash"], manifest.get("quarantined"))],
     }
+
+
+def _lines(manifest: dict[str, Any], what: str, *columns: str) -> list[tuple[Any, ...]]:
+    """What rating learned of models or annotators."""
+    return [tuple(line.get(c) for c in columns) for line in (manifest.get("rating") or {}).get(what) or []]
 
 
 def _left(count: dict[str, Any]) -> dict[str, dict[str, int]]:

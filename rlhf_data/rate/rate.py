@@ -25,7 +25,7 @@ KINDS = {
     "bradley_terry": ("comparison",),
     "elo": ("comparison",),
 }
-SHOWN = 50  # annotators named in rating.json, those of most votes first
+SHOWN = 1000  # annotators named in rating.json, those of most votes first
 
 
 def rate(

@@ -9,6 +9,7 @@ from rlhf_data.report import facts
 from rlhf_data.report.display import environment
 
 LEFT = ("merged", "filtered", "quarantined")
+PEOPLE = 30  # annotators that are shown
 
 
 def snapshot_page(
@@ -60,9 +61,18 @@ def snapshot_page(
             head=facts.headline(thin) if thin.height else None,
             licenses=licenses(manifest),
             models=sorted((manifest["rating"] or {}).get("models") or [], key=_strength, reverse=True),
+            annotators=annotators(manifest["rating"] or {}),
             **sections,
         )
     )
+
+
+def annotators(rating: dict[str, Any]) -> dict[str, Any] | None:
+    """How well people agree, and how reliable the first of them are; None where nothing is known."""
+    people, agreement = rating.get("most_active") or [], rating.get("agreement") or {}
+    if not (people or agreement):
+        return None
+    return {"agreement": agreement, "n": rating.get("annotators", len(people)), "people": people[:PEOPLE]}
 
 
 def _strength(model: dict[str, Any]) -> float:

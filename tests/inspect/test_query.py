@@ -12,6 +12,7 @@ from rlhf_data.cli import run_command
 from rlhf_data.inspect import query as module
 from rlhf_data.inspect.query import STORED, TABLES, describe, named, query, query_to
 from rlhf_data.scoring.store import Index, ScoreStore, compact
+from tests.project import SPEC
 
 
 @pytest.fixture
@@ -29,6 +30,16 @@ def test_rows_and_what_the_manifest_says_are_tables(demo, built):
     assert dict(query("FROM splits", demo).rows) == built.snapshot.manifest["rows"]
     assert query("SELECT source, file, records FROM sources", demo).rows == [("a", "r.jsonl", 50)]
     assert query("SELECT id FROM snapshots", demo).rows == [(built.snapshot.id,)]
+
+
+def test_what_rating_learned_is_a_table(project):
+    votes = [{"prompt": f"q{q}", "chosen": "a", "rejected": "b", "annotator": who} for q in range(9) for who in "xyz"]
+    project.raw([*votes, {"prompt": "q0", "chosen": "b", "rejected": "a", "annotator": "odd"}])
+    project.spec(SPEC.replace("{by: rating, scale: [1, 5]}", "{by: votes, votes: dawid_skene}"))
+    assert project.build() == 0
+    found = query("SELECT annotator, votes, p_right > p_wrong FROM annotators", {"demo": project.snapshot})
+    assert found.rows == [("x", 9, True), ("y", 9, True), ("z", 9, True), ("odd", 1, True)]
+    assert query("FROM models", {"demo": project.snapshot}).rows == []
 
 
 def test_what_came_into_a_step_is_what_left_it(demo):

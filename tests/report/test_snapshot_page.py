@@ -58,6 +58,20 @@ def test_a_paired_page_has_every_section_that_has_data(paired, manifest, refused
     ]  # fmt: skip
 
 
+def test_annotators_are_shown_with_how_well_they_agree(paired, manifest, refused):
+    rows = paired(5)
+    person = {"source": HOSTILE, "annotator": None, "votes": 9, "right": 0.875, "tie": 0.0, "wrong": 0.125}
+    agreement = {"votes": {"units": 7, "votes": 40, "percent": 0.75, "alpha": None}}
+    rating = {"annotators": 60, "most_active": [{**person, "annotator": f"a{k}"} for k in range(59)] + [person]}
+    html = snapshot_page(manifest(rows, rating={**rating, "agreement": agreement}), rows, refused(0))
+    Page(html)
+    assert "annotators" in sections(html)
+    for shown in ("87.5 %", "75.0 %", "30 of 60 are shown", "a29"):
+        assert shown in html
+    assert "a30" not in html
+    assert "annotators" in sections(snapshot_page(manifest(rows, rating={"agreement": agreement}), rows, refused(0)))
+
+
 def test_an_unpaired_page_has_labels_and_no_pairs(unpaired, manifest, refused):
     rows = unpaired(300, scored=True)
     html = snapshot_page(manifest(rows), rows, refused(3))
