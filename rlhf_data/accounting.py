@@ -75,5 +75,8 @@ def summed(counts: list[Count]) -> Count:
         first.unit,
         sum(count.rows_in for count in counts),
         sum(count.out for count in counts),
-        *(dict(total(counts, kind)) for kind in ("merged", "quarantined", "filtered")),
+        merged=dict(total(counts, "merged")),
+        quarantined=dict(total(counts, "quarantined")),
+        filtered=dict(total(counts, "filtered")),
+        notes=[note for count in counts for note in count.notes],
     )
