@@ -350,8 +350,11 @@ def _by_content(rows: pl.DataFrame, known: texts.Names) -> pl.DataFrame:
     ]
     behind, ends = texts.records_behind(rows["judgment_rows"], known)
     lineage = [texts.listed(_number(behind["file"]), ends), texts.listed(behind["record"], ends)]
-    few = [_number(rows[column]) for column in tables.FEW]
-    return rows.drop("prompt_row", "judgment_rows").with_columns(*held, *few, *lineage)
+    few = [rows[column] for column in tables.FEW]
+    if "completion_row" in rows.columns:
+        few.append(texts.looked_up(rows["completion_row"], known.completions, "model"))
+    numbers = map(_number, few)
+    return rows.drop("prompt_row", "judgment_rows").with_columns(*held, *numbers, *lineage)
 
 
 def _number(words: pl.Series) -> pl.Series:

@@ -117,6 +117,17 @@ def test_a_record_that_changes_no_row_is_told_of_in_a_new_version(project):
     assert (first.manifest["sources"]["a"]["records"], last.manifest["sources"]["a"]["records"]) == (12, 13)
 
 
+def test_another_model_of_the_answers_is_another_snapshot(project):
+    project.raw([{**row, "wrong": "m1", "right": "m2"} for row in ratings(3)])
+    spec = SPEC.replace("to: paired, pairing: all", "to: unpaired")
+    for column, model in {"wrong": "m1", "right": "m2"}.items():
+        columns = f"{{prompt: prompt, completion: completion, rating: rating, model: {column}}}"
+        project.spec(spec.replace("{path: raw/*.jsonl}", f"{{path: raw/*.jsonl, columns: {columns}}}"))
+        assert project.build() == 0
+        assert project.snapshot.scan().collect()["model"].unique().to_list() == [model]
+    assert len(project.versions) == 2
+
+
 def test_the_locked_spec_builds_the_same_again(built):
     first = built.snapshot
     built.spec((first.path / "spec.lock.yaml").read_text())

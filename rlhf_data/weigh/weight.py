@@ -143,17 +143,20 @@ def _learnt(
     rows: pl.DataFrame, table: str, text: Path, *, path: str, key: str, column: str, missing: float | None
 ) -> pl.Series:
     """The weight that a table gives each row; null where it has none."""
-    try:
-        given = pl.read_csv(path) if path.endswith(".csv") else pl.read_parquet(path)
+    try:  # of a CSV all is text: an id is no number, and a weight may be 1 in the first rows
+        given = pl.read_csv(path, infer_schema=False) if path.endswith(".csv") else pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"weigh.weight.table: {path}: cannot be read: {error}") from None
+        raise ValueError(f"weigh.weight.table: {path}: cannot be read: {str(error).splitlines()[0]}") from None
     absent = [name for name in (key, column) if name not in given.columns]
     if absent:
         raise ValueError(
             f"weigh.weight.table: {path} has no column {', '.join(absent)}; it has {', '.join(given.columns)}"
         )
-    if not given.schema[column].is_numeric():
-        raise ValueError(f"weigh.weight.table: {path}: {column} is {given.schema[column]}, not a number")
+    kind, numbers = given.schema[column], given[column].cast(pl.Float64, strict=False)
+    unread = given[column].filter(numbers.is_null() & given[column].is_not_null())
+    if not (kind.is_numeric() or kind == pl.String and path.endswith(".csv")) or len(unread):
+        what = repr(unread[0]) if len(unread) else kind
+        raise ValueError(f"weigh.weight.table: {path}: {column} is {what}, not a number")
     twice = given.filter(pl.col(key).is_duplicated())[key].unique().sort()
     if len(twice):
         raise ValueError(
@@ -165,7 +168,7 @@ def _learnt(
         asked = _key(rows, table, text)
     else:
         asked = texts.identify(rows.select(f"{key.removesuffix('_id')}_row"), texts.names(text))[key]
-    weights = given.select(pl.col(key).cast(pl.String), pl.col(column).cast(pl.Float64).alias("_weight"))
+    weights = given.select(pl.col(key).cast(pl.String), numbers.alias("_weight"))
     found = asked.alias(key).to_frame().join(weights, on=key, how="left", maintain_order="left")["_weight"]
     return found if missing is None else found.fill_null(missing)
 

@@ -184,7 +184,7 @@ def test_a_row_without_a_learnt_weight_is_refused_unless_one_is_said_for_it(step
     ("table", "what"),
     [
         ("category,v\nx,1\n", "has no column w; it has category, v"),
-        ("category,w\nx,heavy\n", "w is String, not a number"),
+        ("category,w\nx,heavy\n", "w is 'heavy', not a number"),
         ("category,w\nx,1\nx,2\n", "1 of its keys stand twice, such as category = x"),
     ],
 )
@@ -192,6 +192,14 @@ def test_a_table_of_weights_that_cannot_be_used_says_why(step, tmp_path, table, 
     (tmp_path / "w.csv").write_text(table)
     with pytest.raises(ValueError, match=what):
         step(pair(0, category="x"), learnt=learnt(tmp_path / "w.csv", "category"))
+
+
+def test_a_csv_of_weights_is_read_whole_before_a_column_is_taken_for_numbers(step, tmp_path):
+    lines = [f"{k:03},1" for k in range(150)] + ["007x,0.5", "x,"]
+    (tmp_path / "w.csv").write_text("\n".join(["category,w", *lines]))
+    rows = [pair(0, category="007"), pair(1, category="007x"), pair(2, category="x")]
+    kept, quarantine, _ = step(*rows, learnt=learnt(tmp_path / "w.csv", "category"))
+    assert (kept["weight"].to_list(), quarantine["code"].to_list()) == ([1.0, 0.5], ["weight.missing"])
 
 
 def test_a_learnt_weight_that_is_none_is_refused(step, tmp_path):
