@@ -384,8 +384,28 @@ def _expression(
         yield path, f"is {dtype}, but a condition must be true or false; compare it with something"
     elif wanted is not None and height != 2:
         yield path, "says one thing of the whole table; a condition must speak of a row's own columns"
+    elif wanted is not None and _looks_around(expression):
+        yield path, "compares a row with others (a mean, a count, OVER); a condition must speak of a row's own columns"
     if wanted is None and not (dtype.is_numeric() or dtype == pl.Boolean):
         yield path, f"is {dtype}, but a weight must be a number"
+
+
+def _looks_around(expression: pl.Expr) -> bool:
+    """Whether an expression has an aggregate or a window: texts come in pieces, so what is around depends on those."""
+    nodes = set(_nodes(json.loads(expression.meta.serialize(format="json"))))
+    return not nodes.isdisjoint({"Agg", "Over", "Len", "Rank", "Quantile"})
+
+
+def _nodes(tree: Any) -> Iterator[str]:
+    """The names of a serialised expression's nodes, without its texts and columns."""
+    if isinstance(tree, str):
+        yield tree
+    for name, part in tree.items() if isinstance(tree, dict) else ():
+        yield name
+        if name not in ("String", "Column"):
+            yield from _nodes(part)
+    for part in tree if isinstance(tree, list) else ():
+        yield from _nodes(part)
 
 
 def _model(path: Path, model: dict[str, Any]) -> Iterator[Found]:
