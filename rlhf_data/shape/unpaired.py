@@ -152,4 +152,5 @@ def _undecided(label: str) -> pl.Expr:
 def _grey(label: str, threshold: float, gap: float) -> pl.Expr:
     if label == "source":
         return pl.lit(False)
-    return (_above(label, threshold).abs() < gap).fill_null(False)
+    # As for `min_margin`: 0.7 − 0.5 is a gap of 0.2 whatever it rounds to.
+    return (_above(label, threshold).abs() < gap * (1.0 - 1e-12)).fill_null(False)

@@ -119,6 +119,12 @@ def test_the_grey_zone_around_a_threshold_is_left_out_and_counted(shape):
     assert count.filtered == {"label in the grey zone": 2}
 
 
+def test_the_grey_zone_ends_where_it_says_on_both_sides(shape):
+    answers = [(name, reward, None) for name, reward in zip("abcd", (0.7, 0.6, 0.4, 0.3), strict=True)]
+    rows, _ = shape(answers, label="threshold", threshold=0.5, gap=0.2)  # 0.7 - 0.5 is less than 0.2 in floats
+    assert labels(rows) == {"a": True, "d": False}
+
+
 def test_the_mean_of_the_prompt_divides_its_answers(shape):
     rows, count = shape([("a", 4.0, None), ("b", 2.0, None), ("c", 0.0, None)], label="prompt_mean")
     assert labels(rows) == {"a": True, "c": False} and count.filtered == {"tie": 1}
