@@ -54,6 +54,42 @@ def test_tables_are_joined_and_damage_in_each_is_reported(tmp_path, run):
     assert found.records.filtered == {"sql": 1}
 
 
+@pytest.fixture
+def joined(tmp_path):
+    """Verdicts 0 to 2, and answers in another order, one of them never judged."""
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps({"id": i, "score": i}) + "\n" for i in range(3)))
+    answers = [{"id": i, "q": f"q{i}", "a": f"a{i}"} for i in (3, 2, 1, 0)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    return {name: [str(tmp_path / f"{name}.jsonl")] for name in ("judged", "texts")}
+
+
+@pytest.mark.parametrize(
+    ("tables", "refs"),
+    [
+        ("judged JOIN texts USING (id)", [f"judged.jsonl#{i}" for i in range(3)]),
+        ('texts AS t JOIN Judged AS "v j" ON t.id = "v j".id', [f"judged.jsonl#{i}" for i in range(3)]),
+        ("texts JOIN (SELECT id, avg(score) AS score FROM judged GROUP BY id) USING (id)", None),
+        ("texts LEFT JOIN judged USING (id)", None),
+        ("texts JOIN (SELECT id, score FROM judged) USING (id)", None),
+    ],
+)
+def test_only_records_of_the_main_table_are_traced(joined, run, tables, refs):
+    found = run(joined, sql=f"SELECT q AS prompt, a AS completion, score AS rating FROM {tables}")
+    named = dict(found.judgments.select("raw_ref", "value").iter_rows())
+    if refs:
+        assert named == {ref: float(ref[-1]) for ref in refs}
+    else:
+        assert all(ref.startswith("judged.jsonl?sql#") for ref in named)
+
+
+@pytest.mark.parametrize("operation", ["UNION ALL", "UNION ALL BY NAME", "EXCEPT"])
+def test_rows_of_several_selects_are_named_by_their_place(operation, run):
+    halves = (f"SELECT q AS prompt, {answer} AS completion, 1 AS rating FROM raw" for answer in "ab")
+    found = run(ROWS, sql=f" {operation} ".join(halves))
+    assert all(ref.startswith("raw.jsonl?sql#") for ref in found.judgments["raw_ref"])
+    assert found.judgments.height == (3 if operation == "EXCEPT" else 6)
+
+
 def test_a_mistyped_cell_matters_only_where_the_query_can_use_it(run):
     rows = [{**ROWS[0], "note": "n"}, {**ROWS[2], "note": 1}, {**ROWS[2], "note": "n", "a": True}]
     assert run(rows, sql=QUERY).codes() == ["column.type"]
