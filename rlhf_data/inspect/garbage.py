@@ -1,8 +1,8 @@
 """What no plan and no snapshot needs any more, and its removal.
 
 Needed are the steps of each spec's last build and of each latest snapshot, down to the pieces of raw files they point
-into. Builds hold the workspace's lock together; `gc` takes it alone, and does nothing while one runs. Steps that were
-made or used within the last hour stay anyway, for builds that run step by step under a scheduler.
+into. Builds hold the workspace's lock together; `gc` takes it alone, and does nothing while one runs. What was made or
+used within the last hour stays anyway, for builds that run step by step under a scheduler.
 """
 
 import json
@@ -70,34 +70,43 @@ def collect(
 def _old_snapshots(
     workspace: Workspace, specs: dict[str, Known], keep: int | None, older_than: float | None
 ) -> list[tuple[Path, str]]:
-    """Versions that may go: not the latest, not what a run was trained on, not what a kept version was made from."""
+    """Versions that may go: no latest one, none that a run was trained on, none that a kept version was made from."""
     runs = _runs(workspace)
+    built = {published_by(spec, workspace) for spec in specs.values()}
     found: list[tuple[Path, str]] = []
-    for spec in specs.values():
-        there = versions(spec.versions)
-        latest = _latest(spec.versions)
-        retained = keep if keep is not None else spec.retain
+    for folder in _folders(specs):
+        there = versions(folder)
+        latest = _latest(folder)
+        said = [spec.retain for spec in specs.values() if spec.versions == folder]
+        most = None if None in said else max(n for n in said if n is not None)
+        retained = keep if keep is not None else most
         if older_than is not None:
             beyond = [path for path in there if _age(path) > older_than * DAY]
             why = f"older than {older_than:g} days"
         else:
             beyond = there[: max(0, len(there) - retained)] if retained is not None else []
             why = f"the newest {retained} of {len(there)} stay"
+        beyond = [path for path in beyond if path.resolve() not in built and _age(path) > HOUR]
         found += [(path, why) for path in beyond if path.name != latest and path.name not in runs]
     going = {path for path, _ in found}
-    stay = [path for spec in specs.values() for path in versions(spec.versions) if path not in going]
+    stay = [path for folder in _folders(specs) for path in versions(folder) if path not in going]
     made_from = "".join(_said_of_sources(path) for path in stay)
     return [(path, why) for path, why in found if path.name not in made_from]
+
+
+def _folders(specs: dict[str, Known]) -> list[Path]:
+    """Where snapshots are, each once: specs that were built at different times may have been published to one place."""
+    return list(dict.fromkeys(spec.versions for spec in specs.values()))
 
 
 def _tokens(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> list[tuple[str, Path, str]]:
     """Token ids of snapshots that are gone, or go now; those under the workspace may be of a snapshot elsewhere."""
     found = []
-    for place in dict.fromkeys(spec.versions for spec in specs.values()):
+    for place in _folders(specs):
         for path in sorted((place / "tokens").glob("[!.]*")):
             if not (place / path.name).is_dir() or place / path.name in going:
                 found.append(("tokens", path, f"of the snapshot {path.name}, which is gone"))
-    there = {path.name for spec in specs.values() for path in versions(spec.versions) if path not in going}
+    there = {path.name for folder in _folders(specs) for path in versions(folder) if path not in going}
     for path in sorted((workspace.root / "tokens").glob("[!.]*")):
         if path.name not in there and _newest(path) > DAY:
             found.append(("tokens", path, f"of {path.name}, no snapshot of this workspace, and made again when needed"))
@@ -193,7 +202,7 @@ def _newest(folder: Path) -> float:
 
 def _scores(workspace: Workspace, specs: dict[str, Known], going: set[Path]) -> list[tuple[str, Path, str]]:
     """The scores of models whose content no snapshot that stays and no run names."""
-    stay = [path for spec in specs.values() for path in versions(spec.versions) if path not in going]
+    stay = [path for folder in _folders(specs) for path in versions(folder) if path not in going]
     named = _texts([path / "manifest.json" for path in stay]) + _runs(workspace)
     named += _texts(path for name in ("score", "rating") for path in workspace.root.glob(f"steps/*/{name}.json"))
     found: list[tuple[str, Path, str]] = []

@@ -44,6 +44,12 @@ def check(specs: dict[FilePath, tuple[Spec, Lines]], workspace: Workspace) -> No
     for file, (spec, lines) in specs.items():
         for path, what in _problems(spec, known, workspace):
             found.append(Problem(str(file), line_of(lines, path), dotted(path), what))
+    published: dict[FilePath, str] = {}
+    for file, (spec, lines) in specs.items():
+        first = published.setdefault(FilePath(spec.publish.to).resolve(), spec.name)
+        if first != spec.name:
+            what = f"{first} is published there too, and each would be the other's latest; give each a folder"
+            found.append(Problem(str(file), line_of(lines, ("publish", "to")), "publish.to", what))
     if found:
         raise SpecError(found)
 

@@ -94,6 +94,27 @@ def test_the_latest_stays_even_where_it_is_not_the_newest(thrice):
     assert versions(Path("snapshots/demo")) == [first, newest]
 
 
+def test_of_two_specs_in_one_folder_each_keeps_its_own_latest(thrice):
+    first, second, third = ids(thrice)
+    last = Path(".rlhf/last")
+    facts = json.loads((last / "demo.json").read_text())
+    facts["publish"] |= {"retain": 1, "fingerprint": "others"}
+    (last / "other.json").write_text(json.dumps(facts))
+    pointer = WORK.step("others") / "snapshot.json"
+    files.write_text(pointer, json.dumps({"path": str(thrice.folder / "snapshots" / "demo" / first)}))
+    assert [part for part in removed() if part[0] == "snapshot"] == []  # demo retains all
+    (last / "demo.json").write_text((last / "demo.json").read_text().replace('"retain": null', '"retain": 1'))
+    assert [part for part in removed() if part[0] == "snapshot"] == [("snapshot", second)]
+    assert ids(thrice) == [first, third]
+
+
+def test_a_version_of_the_last_hour_stays_whatever_is_retained(thrice):
+    first, _, third = ids(thrice)
+    os.utime(Path("snapshots/demo") / first)
+    removed(keep=1)
+    assert ids(thrice) == [first, third]
+
+
 def test_what_a_run_was_trained_on_and_what_another_snapshot_was_made_from_stay(thrice):
     first, second, third = ids(thrice)
     run = Path(".rlhf/runs/demo/0123")

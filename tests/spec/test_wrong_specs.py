@@ -416,6 +416,16 @@ def test_two_specs_of_one_name_are_refused(place, capfd):
     assert said[0] == "all/b.yaml:2: name: 'demo' is the name of all/a.yaml too; give each spec its own"
 
 
+def test_two_specs_that_are_published_to_one_folder_are_refused(place, capfd):
+    (place / "all").mkdir()
+    (place / "all" / "a.yaml").write_text(BASE)
+    same = BASE.replace("name: demo", "name: other").replace("to: snapshots/demo", "to: ./snapshots/demo/")
+    (place / "all" / "b.yaml").write_text(same)
+    code, said = check("all", capfd)
+    assert code == 1
+    assert said[0].startswith("all/b.yaml:13: publish.to: demo is published there too")
+
+
 def test_specs_that_start_from_each_others_runs_are_refused(place, capfd):
     (place / "all").mkdir()
     for name, other in (("one", "two"), ("two", "one")):
