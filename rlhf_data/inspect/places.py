@@ -65,8 +65,10 @@ def open_at(place: str, workspace: Workspace) -> Snapshot:
 
 
 def latest_of_all(workspace: Workspace) -> list[Snapshot]:
-    """The latest snapshot of every spec that was built in a workspace, if any."""
-    return [Snapshot(spec.versions) for spec in known(workspace).values() if (spec.versions / "refs").is_dir()]
+    """The latest snapshot of every spec that was built in a workspace, if any; quick looks after the others."""
+    folders = dict.fromkeys(spec.versions for spec in known(workspace).values())
+    opened = [Snapshot(folder) for folder in folders if (folder / "refs").is_dir()]
+    return sorted(opened, key=lambda snapshot: snapshot.manifest.get("limit") is not None)
 
 
 def versions(folder: Path) -> list[Path]:

@@ -186,6 +186,13 @@ def test_the_command_prints_what_a_person_asks_and_names_what_is_known(traced, c
         assert message in capfd.readouterr().err
 
 
+def test_a_snapshot_is_asked_before_a_quick_look_of_it(traced, capfd):
+    assert traced.build("--limit", "30") == 0
+    capfd.readouterr()
+    assert run_command(["explain", "r.jsonl#0", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["snapshot"] == str(traced.snapshot.path)
+
+
 def test_an_id_that_two_things_share_is_refused_with_both(traced, monkeypatch):
     from rlhf_data.inspect import explain as module
 
