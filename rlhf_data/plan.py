@@ -236,10 +236,26 @@ def package_version(*names: str) -> str:
 
 
 def function_version(name: str | None) -> str:
-    """Digest of the file of a user's "module:function"; empty where there is none."""
+    """Digest of the code of a user's "module:function"; empty where there is none.
+
+    Of a module in a package it is all of the package, as a function may come from any of its files; of a package of
+    ours it is that one alone.
+    """
     module = importlib.util.find_spec(name.partition(":")[0]) if name else None
-    file = Path(module.origin) if module and module.origin else None
-    return files.digest(file) if file and file.is_file() else ""
+    if module is None:
+        return ""
+    package = module.name.partition(".")[0]
+    if package == __name__.partition(".")[0]:
+        package = module.name if module.submodule_search_locations else module.name.rpartition(".")[0]
+    folders = getattr(importlib.util.find_spec(package), "submodule_search_locations", None)
+    if folders is None:
+        file = Path(module.origin or "")
+        return files.digest(file) if file.is_file() else ""
+    hasher = xxh3_128()
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob("*.py")):
+            hasher.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return hasher.hexdigest()
 
 
 def _read_step(name: str, source: Source, workspace: Workspace, limit: int | None, adapter: str | None = None) -> Step:

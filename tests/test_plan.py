@@ -149,6 +149,24 @@ def test_a_step_whose_code_changed_runs_again(built, monkeypatch):
     assert found["shape"] == "its code changed"
 
 
+def test_a_verifier_that_changed_anywhere_in_its_package_rates_again(project, monkeypatch):
+    monkeypatch.syspath_prepend(project.folder)
+    inner = project.folder / "graders" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("from graders.impl import grade")
+    (inner.parent / "impl.py").write_text("def grade(messages, answer): return float(answer.split()[1])")
+    (inner / "__init__.py").touch()
+    (inner / "deep.py").write_text("from graders.impl import grade")
+    project.raw(ratings(2))
+    project.spec(SPEC.replace("by: rating, scale: [1, 5]", "by: verifier, verifier: 'graders:grade'"))
+    assert project.build() == 0
+    deep = planning.function_version("graders.inner.deep:grade")
+    assert pending(project) == {}
+    (inner.parent / "impl.py").write_text("def grade(messages, answer): return 2.0")
+    assert "rate" in pending(project)
+    assert planning.function_version("graders.inner.deep:grade") != deep
+
+
 def test_a_cache_that_was_emptied_runs_again_and_says_why(project):
     assert project.build() == 0
     shutil.rmtree(project.folder / ".rlhf" / "steps")
