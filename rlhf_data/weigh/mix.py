@@ -54,11 +54,7 @@ def mix(
         held = _only(held, held.filter((place <= limit).fill_null(True)), "weigh.rows", left_out)
     if share or (temperature and held.height):
         amounts = dict(held.group_by("source").agg(pl.col("size").sum()).sort("source").iter_rows())
-        parts = (
-            dict(share)
-            if share
-            else {source: amount ** (1.0 / (temperature or 1.0)) for source, amount in amounts.items()}
-        )
+        parts = dict(share) if share else _tempered(amounts, temperature or 1.0)
         wanted = targets(amounts, parts)
         target = pl.col("source").replace_strict(wanted, return_dtype=pl.Float64)
         # A row is in where the rows before it leave room for it: half a row over is still one over.
@@ -90,6 +86,12 @@ def targets(amounts: Mapping[str, float], parts: Mapping[str, float]) -> dict[st
         raise ValueError(f"weigh.share: no share for {', '.join(unnamed)}; name every source, 0 leaves one out")
     whole = min((amounts[source] / part for source, part in parts.items() if part > 0), default=0.0)
     return {source: whole * parts[source] for source in amounts}
+
+
+def _tempered(amounts: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """Shares as amount^(1/temperature), the largest as 1: of a small temperature the power itself may be no float."""
+    most = max(amounts.values()) or 1.0
+    return {source: (amount / most) ** (1.0 / temperature) for source, amount in amounts.items()}
 
 
 def _only(before: pl.DataFrame, after: pl.DataFrame, reason: str, left_out: dict[str, int]) -> pl.DataFrame:

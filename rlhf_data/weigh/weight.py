@@ -1,6 +1,7 @@
 """The step `weigh`: what is in the mix, and source × category × row × class factors that end in one `weight`."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def _learnt(
         )
     kind, numbers = given.schema[column], given[column].cast(pl.Float64, strict=False)
     unread = given[column].filter(numbers.is_null() & given[column].is_not_null())
-    if not (kind.is_numeric() or kind == pl.String and path.endswith(".csv")) or len(unread):
+    if not (kind.is_numeric() or (kind == pl.String and path.endswith(".csv"))) or len(unread):
         what = repr(unread[0]) if len(unread) else kind
         raise ValueError(f"weigh.weight.table: {path}: {column} is {what}, not a number")
     twice = given.filter(pl.col(key).is_duplicated())[key].unique().sort()
@@ -184,4 +185,8 @@ def _train_mean(rows: pl.DataFrame) -> float:
     mean = rows.filter(pl.col("split") == "train")["weight"].sort().mean()
     if not isinstance(mean, float) or mean == 0.0:
         raise ValueError("weigh.weight.normalize: no train row has a weight over 0, so their mean cannot be made one")
+    if not math.isfinite(mean):
+        raise ValueError(
+            "weigh.weight.normalize: the mean of the train weights is beyond floats; write smaller factors"
+        )
     return mean

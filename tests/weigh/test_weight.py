@@ -109,6 +109,16 @@ def test_a_mean_of_nothing_cannot_be_made_one(step, rows):
         step(*rows, row="margin", normalize="mean_one")
 
 
+def test_a_mean_beyond_floats_cannot_be_made_one(step):
+    with pytest.raises(ValueError, match="beyond floats"):
+        step(pair(0), pair(1), source={"s": 1.5e308}, normalize="mean_one")
+
+
+def test_a_temperature_near_zero_leaves_the_largest_source_alone(step):
+    rows = [pair(i, source="s" if i else "t") for i in range(6)]
+    assert set(step(*rows, temperature=0.0001)[0]["source"]) == {"s"}
+
+
 @pytest.mark.parametrize(
     ("expression", "margin"),
     [("margin", None), ("margin - 2", 1.0), ("1 / (margin - 2)", 2.0), ("ln(margin - 2)", 1.0), ("exp(margin)", 1e9)],
