@@ -323,6 +323,10 @@ class Rate(Section):
             raise _refuse("per says for whom ratings are normalized; add normalize: zscore or rank")
         if self.normalize is not None and isinstance(self.missing, float):
             raise _refuse("a number for missing is in the source's units; with normalize, write refuse or renormalize")
+        if self.scale is not None and isinstance(self.missing, float):
+            low, high = self.scale
+            if not low <= self.missing <= high:
+                raise _refuse(f"missing is {self.missing:g}, outside the scale; write one from {low:g} to {high:g}")
         if len(set(self.covariates)) < len(self.covariates):
             raise _refuse("covariates names one of them twice")
         return self

@@ -153,6 +153,7 @@ WRONG = [
     case("a base of one", "by: rating, scale: [1, 5]", "by: elo, elo: {base: 1}", 8, "rate.elo.base"),
     case("per without normalize", "by: rating", "by: rating, per: source", 8, "rate: per says for whom ratings are normalized"),
     case("a number and normalize", "by: rating", "by: aspects, aspects: {a: 1}, normalize: rank, missing: 3", 8, "rate: a number for missing is in the source's units"),
+    case("a number outside the scale", "by: rating", "by: aspects, aspects: {a: 1}, missing: 9", 8, "rate: missing is 9, outside the scale; write one from 1 to 5"),
     case("missing: skip", "by: rating", "by: aspects, aspects: {a: 1}, missing: skip", 8, "rate.missing: unknown 'skip'"),
     case("a verifier alone", "by: rating, scale: [1, 5]", "verifier: math:fsum", 8, "rate: by: verifier and verifier: module:function belong together"),
     case("no verifier", "by: rating, scale: [1, 5]", "by: verifier", 8, "rate: by: verifier and verifier: module:function belong together"),
