@@ -224,10 +224,10 @@ def _spec(name: str, path: str | Path, reading: list[str], rate: str, shape: str
     lines = [
         "# Drafted from a file by `rlhf-data init --from`; what is marked guessed is only that.",
         "version: 1",
-        f"name: {name.replace('_', '-')}",
+        f"name: {_quoted(name.replace('_', '-'))}",
         "seed: 7",
         "sources:",
-        f"  {name}:",
+        f"  {_quoted(name)}:",
         f"    path: {_quoted(str(path))}",
         *reading,
         "    # license: say what it is before you pass anything on",
@@ -246,10 +246,7 @@ def _flow(source: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z_/.][\w/.\-]*( [\w.\-]+)*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "~",
-    )
-    return text if plain else "'" + text.replace("'", "''") + "'"
+    """A text as YAML reads it back: bare where it is surely no number, date, boolean or null."""
+    plain = re.fullmatch(r"([A-Za-z_/]|\.\.?/)[\w/.\-]*( [\w.\-]+)*", text)
+    word = text.lower() in ("true", "false", "null", "yes", "no", "on", "off")
+    return text if plain and not word else "'" + text.replace("'", "''") + "'"

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from rlhf_data import sources
+from rlhf_data.cli import run_command
 from rlhf_data.sources import mapping
 from rlhf_data.sources.samples import FORMS, make
 from rlhf_data.sources.sniff import sniff
@@ -71,6 +73,14 @@ def test_the_draft_of_a_common_shape_reads_its_file(record, run, tmp_path):
     source, _ = drafted(path, tmp_path)
     assert mapping.problems(source.columns) == []
     assert run(path, columns=source.columns).records.out == 1
+
+
+@pytest.mark.parametrize("name", ["2024-05-01", "2024", "1e5", "null", "no", "0x1F"])
+def test_a_file_that_is_named_like_no_text_is_drafted_too(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path(f"{name}.jsonl").write_text('{"prompt": "q", "completion": "a", "rating": 3}')
+    Path("s.yaml").write_text(sniff(f"{name}.jsonl"))
+    assert run_command(["check", "s.yaml"]) == 0, capfd.readouterr().err
 
 
 def test_what_was_not_recognised_is_shown_and_values_are_never_guessed(tmp_path):
