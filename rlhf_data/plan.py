@@ -82,6 +82,14 @@ class Workspace:
             return Path(pointer["path"])
         return None if limit is None else self.snapshot_of(name)
 
+    def versions_of(self, name: str, version: str, limit: int | None = None) -> list[Path]:
+        """The finished snapshots of a spec that has a latest one, by an id or its beginning; of an id, that alone."""
+        latest = self.snapshot_of(name, limit)
+        if latest is None:
+            return []
+        exact = list(latest.parent.glob(f"{version}/_SUCCESS"))
+        return sorted(mark.parent for mark in exact or latest.parent.glob(f"{version}*/_SUCCESS"))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -345,8 +353,7 @@ def resolve_snapshot(reference: str, workspace: Workspace, limit: int | None = N
         raise ValueError(f"no snapshot of {name!r} in {workspace.root}: build that spec first, or the folder of both")
     if not version:
         return Snapshot(latest)
-    exact = list(latest.parent.glob(f"{version}/_SUCCESS"))
-    there = sorted(mark.parent for mark in exact or latest.parent.glob(f"{version}*/_SUCCESS"))
+    there = workspace.versions_of(name, version, limit)
     if len(there) != 1:
         known = ", ".join(path.name for path in there) or "no version of that id is there"
         raise ValueError(f"{reference} does not name one snapshot of {latest.parent}: {known}")

@@ -130,6 +130,12 @@ def wrong(project, text: str) -> str:
 
 def test_what_is_wrong_with_such_a_source_is_said_before_anything_runs(project):
     told = wrong(project, AGAIN.replace("snapshot: demo", "snapshot: demi"))
+def test_a_version_that_is_not_there_is_told_before_anything_runs(demo):
+    told = wrong(demo, AGAIN.replace("snapshot: demo", "snapshot: demo@nope"))
+    assert "again.yaml:4: sources.old.snapshot: 'nope' is the beginning of no one version" in told
+    assert told.endswith(demo.snapshot.id)
+
+
     assert "sources.old.snapshot: no spec named 'demi' here and no snapshot of it" in told
     told = wrong(project, AGAIN.replace("snapshot: demo", "snapshot: demo, adapter: kto"))
     assert "adapter says how a file is read, and a snapshot needs none" in told

@@ -32,6 +32,8 @@ class Workspace(Protocol):
 
     def snapshot_of(self, name: str) -> FilePath | None: ...
 
+    def versions_of(self, name: str, version: str) -> list[FilePath]: ...
+
 
 def check(specs: dict[FilePath, tuple[Spec, Lines]], workspace: Workspace) -> None:
     """Check specs together, before any data is read.
@@ -70,6 +72,7 @@ def _problems(spec: Spec, known: dict[str, Spec], workspace: Workspace) -> Itera
     yield from _polarity(spec)
     yield from _mix(spec)
     yield from _other_specs(spec, names, workspace)
+    yield from _versions(spec, workspace)
     for path, model in _models(spec):
         if "path" in model:
             yield from _model(path, model)
@@ -122,6 +125,22 @@ def _other_specs(spec: Spec, names: set[str], workspace: Workspace) -> Iterator[
                     named[name],
                     f"no spec named {name!r} here and no {what} of it in {workspace.root}; {hint}: {other}",
                 )
+
+
+def _versions(spec: Spec, workspace: Workspace) -> Iterator[Found]:
+    """Versions of snapshots that are not there: a version that is named was built before."""
+    for key, source in spec.sources.items():
+        asked: list[tuple[Path, str]] = []
+        if source.snapshot is not None:
+            asked.append((("sources", key, "snapshot"), source.snapshot))
+        if source.generate is not None:
+            asked.append((("sources", key, "generate", "prompts", "snapshot"), source.generate.prompts.snapshot))
+        for path, reference in asked:
+            name, _, version = reference.partition("@")
+            latest = workspace.snapshot_of(name) if version else None
+            if latest is not None and len(workspace.versions_of(name, version)) != 1:
+                there = ", ".join(sorted(mark.parent.name for mark in latest.parent.glob("[!.]*/_SUCCESS"))[-8:])
+                yield path, f"{version!r} is the beginning of no one version in {latest.parent}; there are: {there}"
 
 
 def _clean(path: Path, operation: Clean) -> Iterator[Found]:
