@@ -15,7 +15,12 @@ from rlhf_data.words import hint
 
 __all__ = ["ADAPTERS", "OWN", "READER_OPTIONS", "adapter", "adapter_options", "check_options"]
 
-READER_OPTIONS = ("quote", "separator", "sheet")
+# The options that a reader of files has beside the adapter's own, and the formats that know them.
+READER_OPTIONS = {
+    "quote": frozenset({"csv", "tsv"}),
+    "separator": frozenset({"csv", "tsv"}),
+    "sheet": frozenset({"xlsx"}),
+}
 ADAPTERS = (
     "alpaca",
     "alpaca_eval",

@@ -265,6 +265,7 @@ def _source(path: Path, source: Source) -> Iterator[Found]:
     elif known_adapter or source.adapter is None:
         for what in sources.check_options(source.adapter, source.options):
             yield (*path, "options"), what
+        yield from _reader_options(path, source)
     for key in ("quote", "separator"):
         value = source.options.get(key, ",")
         if not isinstance(value, str) or len(value) > 1 or (key == "separator" and not value):
@@ -347,6 +348,23 @@ def _published_options(path: Path, source: Source) -> Iterator[Found]:
     wrong = [sources.check_options(f"published_{table}", source.options) for table in ("unpaired", "paired")]
     if all(wrong):
         yield (*path, "options"), "; ".join(wrong[0])
+
+
+def _reader_options(path: Path, source: Source) -> Iterator[Found]:
+    """Options of readers that none of the files is read by."""
+    from rlhf_data import sources
+    from rlhf_data.sources import readers
+    from rlhf_data.sources.places import find_files
+
+    try:
+        files = [file for named in find_files(source.path).values() for file in named]
+        formats = sorted({readers.format_of(file, source.format) for file in files})
+    except ValueError:  # told where the path stands
+        return
+    for option, kinds in sources.READER_OPTIONS.items():
+        if option in source.options and not kinds & set(formats):
+            what = f"is for {' and '.join(sorted(kinds))}, and the source is {', '.join(formats) or 'none of these'}"
+            yield (*path, "options", option), f"{what}; leave it out"
 
 
 def _peek(source: Source) -> dict[str, dict[str, pl.DataType]]:

@@ -223,7 +223,9 @@ WRONG = [
     source("a query for an unknown part", '{path: raw/r.jsonl, sql: "SELECT prompt, completion AS answer FROM raw"}', ".sql: its column 'answer' is no part of an observation"),
     source("columns that say nothing", "{path: raw/odd.jsonl}", ": nothing says what the columns mean; add adapter, columns or sql (the file has x)"),
     source("a query of nothing", '{path: raw/r.jsonl, sql: ""}', ".sql: is no query"),
-    source("a separator that is none", "{path: raw/r.jsonl, options: {separator: tab}}", ".options.separator: must be one character"),
+    source("a sheet of lines", "{path: raw/r.jsonl, options: {sheet: Data}}", ".options.sheet: is for xlsx, and the source is jsonl"),
+    source("a separator of lines", "{path: raw/r.jsonl, options: {separator: ';'}}", ".options.separator: is for csv and tsv, and"),
+    source("a separator that is none", "{path: raw/r.csv, options: {separator: tab}}", ".options.separator: must be one character"),
     case("nowhere to publish to", "to: snapshots/demo", "to: ''", 13, "publish.to: must not be empty"),
     # expressions
     where("unfinished", "turns = 1 AND", "is not an expression: unable to parse"),
