@@ -306,7 +306,7 @@ def _source_step(name: str, source: Source, spec: Spec, workspace: Workspace, li
 def _sample_step(
     name: str, source: Source, generate: Generate, seed: int, workspace: Workspace, limit: int | None
 ) -> Step:
-    from rlhf_data.scoring.identity import content_hash, template_text, tokenizer_hash
+    from rlhf_data.scoring.identity import content_hash, end_tokens, template_text, tokenizer_hash
 
     opened = resolve_snapshot(generate.prompts.snapshot, workspace, limit)
     policy = resolve_model(generate.policy, workspace, limit)
@@ -337,6 +337,7 @@ def _sample_step(
         "prompts": [opened.manifest["content_hash"], generate.prompts.split],
         "model": content_hash(policy, workspace.root),
         "tokenizer": tokenizer_hash(policy, workspace.root),
+        "ends": end_tokens(policy),
     }
     return Step(f"read:{name}", function, {}, {**drawn, **where}, identity)
 

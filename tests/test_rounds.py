@@ -35,7 +35,8 @@ ONLINE = (
   learning_rate: 1e-2
   max_length: 64
   rounds:
-    {n: 2, prompts: 12, samples: 6, max_new_tokens: 6, rate: {by: verifier, verifier: "tests.test_rounds:short"}}
+    {n: 2, prompts: 12, samples: 6, max_new_tokens: 6, unfinished: keep,
+     rate: {by: verifier, verifier: "tests.test_rounds:short"}}
 evaluate: {verifier: "tests.test_rounds:short", samples: 6, temperature: 1.0, max_new_tokens: 6}
 """
 )

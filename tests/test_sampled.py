@@ -32,7 +32,9 @@ SELF = """version: 1
 name: self
 sources:
   self:
-    generate: {policy: model, prompts: {snapshot: demo, rows: 3}, n: 2, max_new_tokens: 5, max_prompt_length: 64}
+    generate:
+      {policy: model, prompts: {snapshot: demo, rows: 3}, n: 2, max_new_tokens: 5, max_prompt_length: 64,
+       unfinished: keep}
 rate: {by: verifier, verifier: "tests.test_sampled:length"}
 shape: {to: unpaired}
 publish: {to: snapshots/self}
@@ -128,14 +130,14 @@ def wrong(project, text: str) -> str:
     return str(error.value)
 
 
-def test_what_is_wrong_with_such_a_source_is_said_before_anything_runs(project):
-    told = wrong(project, AGAIN.replace("snapshot: demo", "snapshot: demi"))
 def test_a_version_that_is_not_there_is_told_before_anything_runs(demo):
     told = wrong(demo, AGAIN.replace("snapshot: demo", "snapshot: demo@nope"))
     assert "again.yaml:4: sources.old.snapshot: 'nope' is the beginning of no one version" in told
     assert told.endswith(demo.snapshot.id)
 
 
+def test_what_is_wrong_with_such_a_source_is_said_before_anything_runs(project):
+    told = wrong(project, AGAIN.replace("snapshot: demo", "snapshot: demi"))
     assert "sources.old.snapshot: no spec named 'demi' here and no snapshot of it" in told
     told = wrong(project, AGAIN.replace("snapshot: demo", "snapshot: demo, adapter: kto"))
     assert "adapter says how a file is read, and a snapshot needs none" in told

@@ -190,9 +190,10 @@ def honours_preference(name: Rule) -> bool:
 def averages_over_batch(name: Rule) -> bool:
     """Whether a row's weight depends on other rows.
 
-    Such a rule has to know what each row counts for, so it names `weight`; it must see a whole optimizer step at once.
+    Such a rule has to know what each row counts for, so it names `weight`, or which rows answer one prompt, so it
+    names `group`; it must see a whole optimizer step at once.
     """
-    return "weight" in needs(name)
+    return not {"weight", "group"}.isdisjoint(needs(name))
 
 
 def keeps_groups(name: Rule) -> bool:

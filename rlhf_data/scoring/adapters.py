@@ -55,13 +55,45 @@ def merged(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
         ValueError: peft is not installed, or the adapter is not of this model.
     """
     peft = library()
+    _check_mergeable(model, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute that was renamed
         try:
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
         except Exception as error:  # a damaged file, other shapes, no such layers: each raises its own
             raise ValueError(f"the adapter {folder} does not load onto {model.name_or_path}: {error}") from error
+        own = {name for name in peft.get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora" in name}
+        if apart := own ^ {name for name in _tensors(folder) if "lora" in name}:
+            raise ValueError(
+                f"the adapter {folder} is not of {model.name_or_path}: {len(apart)} of its tensors or layers have no "
+                f"counterpart, such as {min(apart)}"
+            )
         return adapted.merge_and_unload().requires_grad_(True)
+
+
+def _check_mergeable(model: "PreTrainedModel", folder: Path) -> None:
+    """Refuse what added to the weights is another model than beside them."""
+    if adapter_config(folder).get("layer_replication"):
+        raise ValueError(f"the adapter {folder} repeats layers (layer_replication), which no merge gives")
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if first is None or last is None or first.weight is not last.weight:
+        return
+    names = [name for name, module in model.named_modules() if module in (first, last)]
+    if adapted := [name for name in names if any(f".{name}.lora" in tensor for tensor in _tensors(folder))]:
+        raise ValueError(
+            f"the adapter {folder} changes {', '.join(adapted)}, which is one matrix with the other end of "
+            f"{model.name_or_path}: merge it yourself into a model whose embeddings are not tied"
+        )
+
+
+def _tensors(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as held:
+            return list(held.keys())
+    except Exception as error:  # its own kind of error
+        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 
 
 def library() -> Any:

@@ -1,8 +1,8 @@
 """Text to token ids, as the policy sees them when it generates.
 
 Prompt and completion are tokenised apart, at the end of the generation prompt, so all answers of a prompt share its
-ids. A completion ends with its end token; what a template writes after that token is left out. What cannot be encoded
-without changing its meaning is refused by code:
+ids. A completion ends with the token that ends its turn, the tokenizer's end token or the template's own; what a
+template writes after it is left out. What cannot be encoded without changing its meaning is refused by code:
 
     template.refused     the template raised (no system role, roles that do not alternate, …)
     template.prefix      the template renders the prompt differently once an answer follows
@@ -11,7 +11,7 @@ without changing its meaning is refused by code:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,8 @@ _DAY = {
     "%m": "07", "%-m": "7", "%y": "24", "%Y": "2024", "%F": "2024-07-26", "%H": "00", "%I": "12", "%M": "00",
     "%S": "00", "%p": "AM", "%T": "00:00:00", "%Z": "", "%z": "", "%%": "%",
 }  # fmt: skip
+
+_NEAR = 200  # characters of a prompt that decide how what follows is cut into tokens, and more
 
 
 class Encoded(NamedTuple):
@@ -76,17 +78,27 @@ def encode(
     limit = prompt_limit(max_length, max_prompt_length)
     rendered = _render_all(tokenizer, prompts, completions, template)
     prompt_ids = _prompt_ids(tokenizer, rendered, template, limit)
-    tails = _tokenise(tokenizer, [row.tail for row in rendered])
+    tails = _tail_ids(tokenizer, rendered)
+    special: Any = tokenizer.convert_tokens_to_ids(_special_tokens(tokenizer))
+    ends = set(special)
     encoded = Encoded([], [], [], [])
     for row, (before, prompt_cut), tail in zip(rendered, prompt_ids, tails, strict=True):
         refused = row.refused or (None if before else "prompt.empty")
-        whole = _to_end(tail, _eos(tokenizer))
+        whole = _to_end(tail, ends, _eos(tokenizer))
         kept = whole[: max_length - len(before)]
         encoded.prompt_ids.append([] if refused else before)
         encoded.completion_ids.append([] if refused else kept)
         encoded.truncated.append(not refused and (prompt_cut or len(kept) < len(whole)))
         encoded.refused.append(refused)
     return encoded
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an answer in the tokenizer's own chat template; its end token where that has none."""
+    if not tokenizer.chat_template:
+        return _eos(tokenizer)
+    said = encode(tokenizer, [[{"role": "user", "content": "Hi"}]], ["Hi"], max_length=1 << 20)
+    return _eos(tokenizer) if said.refused[0] else said.completion_ids[0][-1]
 
 
 def encode_prompts(
@@ -148,8 +160,18 @@ def _render_all(
             rows.append(_Rendered("", "", "template.prefix"))
         else:
             kept = next(((mark, content) for _, content, mark in key if mark), None)
-            rows.append(_Rendered(before, whole[len(before) :], None, kept))
+            rows.append(_Rendered(before, _turn(whole[len(before) :], completion.strip(), special), None, kept))
     return rows
+
+
+def _turn(tail: str, answer: str, special: re.Pattern[str]) -> str:
+    """What a template writes after a prompt, up to the first special token after the answer: there the policy stops."""
+    found, starts = None, 0
+    for token in special.finditer(tail):
+        if answer in tail[starts : token.start()]:  # the last such: a template may write words of its own before
+            found = token.end()
+        starts = token.end()
+    return tail if found is None or (answer and answer in tail[starts:]) else tail[:found]
 
 
 def _renderer(tokenizer: PreTrainedTokenizerBase, template: str) -> Callable[[Sequence[Message], str | None], str]:
@@ -233,6 +255,39 @@ def _class_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, kept: tuple[str,
     return ids
 
 
+def _tail_ids(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[_Rendered]) -> list[list[int]]:
+    """Ids of each row's tail, as they are behind its prompt.
+
+    Tokenizers of SentencePiece's kind put a space before a text, which must not come between a prompt and its answer:
+    with those a tail is tokenised behind the end of its prompt, or behind a line end where the two would run together.
+    """
+    tails = [row.tail for row in rendered]
+    alone = _tokenise(tokenizer, tails)
+    if _behind(tokenizer, ["\n"], ["Hello"]) == _tokenise(tokenizer, ["Hello"]):
+        return alone
+    special = re.compile("|".join(map(re.escape, _special_tokens(tokenizer))) or r"(?!)")
+    ends = {text: _end_of(text, special) for text in {row.prompt for row in rendered}}
+    ways = (
+        _behind(tokenizer, [ends[row.prompt] for row in rendered], tails),
+        _behind(tokenizer, ["\n"] * len(tails), tails),
+        alone,
+    )
+    return [next(ids for ids in found if ids is not None) for found in zip(*ways, strict=True)]
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[str], texts: Sequence[str]) -> list[list[int] | None]:
+    """Ids of each text behind another; None where a token has part of both."""
+    first = _tokenise(tokenizer, before)
+    both = _tokenise(tokenizer, [one + text for one, text in zip(before, texts, strict=True)])
+    return [ids[len(own) :] if ids[: len(own)] == own else None for own, ids in zip(first, both, strict=True)]
+
+
+def _end_of(prompt: str, special: re.Pattern[str]) -> str:
+    """The end of a prompt, from its last special token on where that is near."""
+    starts = [token.start() for token in special.finditer(prompt, max(0, len(prompt) - _NEAR))]
+    return prompt[starts[-1] if starts else -_NEAR :]
+
+
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
@@ -240,9 +295,11 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     return ids["input_ids"]
 
 
-def _to_end(tail: list[int], eos: int) -> list[int]:
-    """`tail` up to its first end token, which is added where the template writes none."""
-    return tail[: tail.index(eos) + 1] if eos in tail else [*tail, eos]
+def _to_end(tail: list[int], ends: Container[int], eos: int) -> list[int]:
+    """`tail` up to its first end token; one is added where the template ends the turn with no token at all."""
+    if eos in tail:
+        return tail[: tail.index(eos) + 1]
+    return tail if tail and tail[-1] in ends else [*tail, eos]
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

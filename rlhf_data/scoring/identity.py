@@ -18,7 +18,7 @@ from rlhf_data.scoring.adapters import CONFIG, adapter_config, adapter_hash
 TOLD = "rlhf_data.json"
 _TEMPLATE = "rlhf_data.jinja"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that is there is what transformers loads
 _TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -84,6 +84,11 @@ def with_tokenizer(reference: dict[str, Any]) -> dict[str, Any]:
     base, adapter = parts(reference)
     own = adapter is not None and "adapter" not in reference and _tokenizer_files(adapter)
     return {"path": str(adapter)} if own else base
+
+
+def end_tokens(reference: dict[str, Any]) -> Any:
+    """The end tokens that a model's generation_config.json lists, as it does: they decide where its answers end."""
+    return (files.read_json(find(parts(reference)[0]) / "generation_config.json") or {}).get("eos_token_id")
 
 
 def template_text(template: str) -> str:

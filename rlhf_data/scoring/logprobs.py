@@ -6,6 +6,7 @@ not run at all. Only the rows that predict a completion token meet the output ma
 logits of a batch never exist. Models whose attention cannot be packed run in padded batches of equal length instead.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,6 +18,13 @@ from transformers import PreTrainedModel
 from rlhf_data.scoring.attention import attention, form_of, forward_arguments, layers_of
 from rlhf_data.scoring.head import Transform, target_logps
 from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
+
+_EXACT = 1e-3  # nats a token: float32
+_ROUNDED, _PLAIN = (
+    10.0,
+    0.05,
+)  # in bfloat16 packs may be so many times as far off as padded batches are, or so many nats
+_SEEN = 0.02  # nats: of equal shapes the products are equal, but of a mixture's experts, which get other rows
 
 
 def token_logps(model: PreTrainedModel, groups: Sequence[Group], layout: Layout) -> list[list[Tensor]]:
@@ -71,11 +79,21 @@ def layout_of(model: PreTrainedModel) -> Layout:
         ValueError: not even padded batches reproduce the model's own logits, so it transforms them in a way that is
             not known here.
     """
-    errors = {}
-    for layout in layouts(model.config):
-        errors[layout] = _deviation(model, layout)
-        if errors[layout] < _tolerance(model):
-            return layout
+    errors, tolerance = {}, _tolerance(model)
+    if "packed" in layouts(model.config):
+        errors["packed"] = _deviation(model, "packed")
+        if errors["packed"] < _EXACT:
+            return "packed"
+    errors["padded"] = _deviation(model, "padded")
+    # What rounding makes of a padded batch says how much of a pack's deviation may be rounding.
+    if errors.get("packed", math.inf) < min(tolerance, max(_PLAIN, _ROUNDED * errors["padded"])):
+        return "packed"
+    if errors["padded"] < tolerance:
+        return "padded"
+    if math.isinf(errors["padded"]):
+        raise ValueError(
+            f"{type(model).__name__} gives NaN or ∞ in {model.dtype}: its weights are damaged, or overflow"
+        )
     worst = ", ".join(f"{layout} by {error:.3g} nats" for layout, error in errors.items())
     raise ValueError(
         f"{type(model).__name__}: log-probs from its hidden states differ from its own logits ({worst}): "
@@ -109,13 +127,15 @@ def default_budget(model: PreTrainedModel) -> int:
 
 def layouts(config: Any) -> tuple[Layout, ...]:
     """The layouts that a model's attention may allow, the faster one first; each is still to be tried."""
-    layers = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
-    everything = layers <= {"full_attention"} and getattr(config, "sliding_window", None) is None
-    return ("packed", "padded") if everything else ("padded",)
+    config = config.get_text_config()  # of a model that reads pictures too, what its text part says
+    layers = set(getattr(config, "layer_types", None) or ())
+    windows = {getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "keep_window_size")}
+    return ("packed", "padded") if layers <= {"full_attention"} and windows == {None} else ("padded",)
 
 
 def _logit_transform(config: Any) -> Transform:
     """What stands between the output matrix and the logits: Cohere and Granite scale, Gemma caps."""
+    config = config.get_text_config()
     if scaling := getattr(config, "logits_scaling", None):
         return Transform(1 / scaling)
     return Transform(getattr(config, "logit_scale", None) or 1.0, getattr(config, "final_logit_softcapping", None))
@@ -123,18 +143,28 @@ def _logit_transform(config: Any) -> Transform:
 
 def _tolerance(model: PreTrainedModel) -> float:
     """Nats by which a token's log-prob may differ between two ways to compute it that mean the same."""
-    return 1e-3 if model.dtype == torch.float32 else 0.5
+    return _EXACT if model.dtype == torch.float32 else 0.5
 
 
 def _deviation(model: PreTrainedModel, layout: Layout) -> float:
-    """The largest difference, in nats, between our log-probs of a few tokens and the model's own."""
+    """The largest difference, in nats, between our log-probs of a few tokens and the model's own; NaN counts as ∞.
+
+    Rounding to bfloat16 may hide that tokens of one group see another. So what stands beside a completion is changed
+    too: where that changes its log-probs, packs are ∞ off.
+    """
     top = min(model.config.get_text_config().vocab_size, 97)
     prompts = [[i * 7 % top for i in range(1, n)] for n in (3, 6)]
     groups = [Group(prompt, [[5 % top, 3 % top], [2 % top, 7 % top, 1 % top], [4 % top]]) for prompt in prompts]
+    changed = [[6 % top, 8 % top], *groups[1].completions[1:]]
+    others = [Group([9 % top, 8 % top], groups[0].completions), Group(prompts[1], changed)]
     worst = 0.0
     with torch.no_grad():
         try:
             ours = token_logps(model, groups, layout)
+            if layout == "packed":
+                beside_others = torch.cat(token_logps(model, others, layout)[1][1:])
+                seen = _largest(torch.cat(ours[1][1:]) - beside_others)
+                worst = 0.0 if seen < _SEEN else math.inf
         except (TypeError, ValueError, RuntimeError):
             if layout == "padded":
                 raise
@@ -144,5 +174,9 @@ def _deviation(model: PreTrainedModel, layout: Layout) -> float:
                 ids = torch.tensor([[*group.prompt, *completion]], device=model.device)
                 logits = model(ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1].float()
                 theirs = logits.log_softmax(-1).gather(1, ids[0, len(group.prompt) :, None]).squeeze(1)
-                worst = max(worst, float((mine - theirs).abs().max()))
+                worst = max(worst, _largest(mine - theirs))
     return worst
+
+
+def _largest(differences: Tensor) -> float:
+    return float(differences.abs().nan_to_num(nan=math.inf, posinf=math.inf).max())

@@ -11,9 +11,9 @@ from rlhf_data.scoring import identity
 
 # Part of the key of every score: raise it whenever the same ids and weights give other log-probs, or shards hold
 # other columns.
-NUMERICS = 2
+NUMERICS = 3
 # Part of the key of every stored encoding: raise it whenever the same text, tokenizer and lengths give other ids.
-ENCODING = 2
+ENCODING = 3
 HEAD_DTYPE = "float32"
 BACKENDS = ("torch", "vllm")
 

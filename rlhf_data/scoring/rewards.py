@@ -338,5 +338,7 @@ def _deviation(model: PreTrainedModel, layout: Layout) -> float:
             for completion, mine in zip(group.completions, scores, strict=True):
                 ids = torch.tensor([[*group.prompt, *completion]], device=model.device)
                 theirs = float(model(ids, use_cache=False).logits[0, 0])
-                worst, largest = max(worst, abs(float(mine) - theirs)), max(largest, abs(theirs))
+                apart = abs(float(mine) - theirs)
+                worst = max(worst, apart if math.isfinite(apart) else math.inf)
+                largest = max(largest, abs(theirs))
     return worst / largest

@@ -15,13 +15,14 @@ TABLES = {
 }
 
 
-def read(raw: pl.DataFrame, *, model: str | None = None, unfinished: str = "keep") -> Read:
+def read(raw: pl.DataFrame, *, model: str | None = None, unfinished: str = "drop") -> Read:
     """One demonstration a sample.
 
     Args:
         raw: record; prompt (messages); completion, category (String); finished (Boolean): whether the policy ended it.
         model: the policy's name.
-        unfinished: "keep" answers that were cut off at the most tokens, or "drop" them.
+        unfinished: "drop" answers that were cut off at the most tokens, or "keep" them: they are then taken for whole,
+            so training on them teaches to stop where they were cut.
 
     Returns:
         rows: in the order of `raw`;

@@ -240,6 +240,8 @@ def pair_margins(
     layout = layout_of_scores(net) if scores else layout_of(net)
     policy = Policy(net, layout, token_budget or default_budget(net), scores=scores)
     logps = sequence_logps(policy, rows.groups).cpu().numpy()
+    if not np.isfinite(logps).all():
+        raise ValueError(f"{model['path']} gives values that are no numbers (NaN or ∞): it is damaged")
     margin = logps[:, 0] - logps[:, 1]
     references = [np.asarray(rows.columns[name]) for name in filled]
     gained = margin - (references[0] - references[1]) if references else None

@@ -17,13 +17,13 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 from rlhf_data.files import read_json, whole_file, write_text
 from rlhf_data.scoring import models
 from rlhf_data.scoring.condition import for_inference
-from rlhf_data.scoring.encode import Message, encode_prompts, refused_prompts
-from rlhf_data.scoring.identity import content_hash, parts, template_text, tokenizer_hash
+from rlhf_data.scoring.encode import Message, encode_prompts, refused_prompts, turn_end
+from rlhf_data.scoring.identity import content_hash, end_tokens, parts, template_text, tokenizer_hash
 from rlhf_data.scoring.identity import told as told_by
 from rlhf_data.scoring.progress import bar
 
 # Part of the key of stored samples: raise it whenever the same model, prompts and settings give other texts.
-WRITING = 1
+WRITING = 2
 BLOCK = 256  # prompts of a part of the store: a kill loses at most these
 ENGINES = ("auto", "transformers", "vllm")
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
@@ -307,6 +307,7 @@ def samples(
     told = {
         "model_hash": content_hash(model, cache),
         "tokenizer_hash": tokenizer_hash(model, cache),
+        "ends": end_tokens(model),
         **sampling,
         **encoding,
         "template": template_text(template),
@@ -398,11 +399,11 @@ def _publish(table: pa.Table, path: Path) -> None:
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, listed: Any) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's own settings."""
+    """The tokens that end a completion: the tokenizer's, its template's, and those of the model's own settings."""
     own: list[int] = listed if isinstance(listed, list) else [] if listed is None else [listed]
     end = tokenizer.eos_token_id
     assert isinstance(end, int)  # load_tokenizer refuses a tokenizer without one
-    return sorted({end, *own})
+    return sorted({end, turn_end(tokenizer), *own})
 
 
 def _to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -69,6 +69,8 @@ def open_judge(model: dict[str, Any], *, dtype: str, token_budget: int | None, c
         rewards = np.full((len(prompts), samples), np.nan)
         if groups:
             rewards[read] = sequence_logps(policy, groups).cpu().numpy().reshape(len(read), samples)
+            if not np.isfinite(rewards[read]).all():
+                raise ValueError("the reward model gives rewards that are no numbers (NaN or ∞): it is damaged")
         return rewards, codes
 
     return judge

@@ -94,7 +94,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     """Let each layer keep its input alone and run again in the backward pass.
 
     ValueError where the model's family cannot. The layers think that they train, as they checkpoint only then; what
-    stands in them does not, so that there is no dropout still.
+    stands in them does not, and rates of their own (OPT's) are 0, so that there is no dropout still.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
@@ -102,6 +102,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     for layer in layers:
         vars(layer)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
         layer.gradient_checkpointing = layer.training = True
+        vars(layer).update({name: 0.0 for name, rate in vars(layer).items() if "drop" in name and type(rate) is float})
 
 
 def compile_parts(model: PreTrainedModel) -> None:

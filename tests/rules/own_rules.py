@@ -13,6 +13,12 @@ def twice_dpo(log_ratio_margin: Tensor, *, beta: float = 0.1) -> PairWeights:
     return PairWeights(chosen=weight, rejected=weight)
 
 
+def above_the_group(reward: Tensor, group: Tensor) -> Tensor:
+    """How much better an answer is than the mean of its prompt's."""
+    same = (group[:, None] == group).double()
+    return reward - (same * reward).sum(1) / same.sum(1)
+
+
 def silent(reward: Tensor):
     """Does not say what it returns."""
     return reward

@@ -241,6 +241,11 @@ def test_a_sum_of_token_rules_and_row_rules_weighs_tokens():
     assert rules.weighs_tokens(rule)
 
 
+def test_a_rule_of_ones_own_that_names_the_group_sees_a_whole_step():
+    assert rules.averages_over_batch("tests.rules.own_rules:above_the_group")
+    assert not rules.averages_over_batch("tests.rules.own_rules:twice_dpo")
+
+
 def test_completions_are_summed_too():
     batch = rich("rloo")
     rule = {"sum": [{"rule": "rloo"}, {"rule": "k3", "coefficient": 0.5}]}

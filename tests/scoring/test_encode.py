@@ -1,9 +1,11 @@
 """Token ids are those that the policy sees when it generates."""
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
-from rlhf_data.scoring.encode import encode, encode_prompts
+from rlhf_data.scoring.encode import encode, encode_prompts, turn_end
 from tests import tiny_model
 
 BAKE = [{"role": "user", "content": "How do I bake bread?"}]
@@ -35,6 +37,63 @@ def test_what_a_template_writes_after_the_end_token_is_left_out(tokenizer):
     # ChatML writes a newline after <|im_end|>; a longer tail changes nothing either.
     longer = with_template(tiny_model.CHATML.replace("+ '\n' }}{% endfor", "+ '\nand more\n' }}{% endfor"))
     assert one(longer, BAKE, "Mix.")[1] == one(tokenizer, BAKE, "Mix.")[1]
+
+
+GEMMA = (
+    "{% for m in messages %}{{ '<start>' + m['role'] + '\n' + m['content'] + '<turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start>assistant\n' }}{% endif %}"
+)
+HARMONY = (
+    "{% for m in messages %}{{ '<start>' + m['role'] }}{{ '<channel>final' if m['role'] == 'assistant' }}"
+    "{{ '<message>' + m['content'] + '<turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start>assistant' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["fin", "Mix flour. ", ""])
+@pytest.mark.parametrize(("template", "before"), [(GEMMA, ""), (HARMONY, "<channel>final<message>")])
+def test_a_completion_ends_with_its_templates_end_of_turn(template, before, answer):
+    held = with_template(template)
+    held.add_special_tokens({"additional_special_tokens": ["<start>", "<turn>", "<channel>", "<message>"]})
+    assert held.decode(one(held, BAKE, answer)[1]) == f"{before}{answer}<turn>"
+    assert held.decode([turn_end(held)]) == "<turn>"
+
+
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [ZEPHYR, LLAMA2])
+@pytest.mark.parametrize("form", ["legacy", "metaspace"])
+def test_no_space_comes_between_a_prompt_and_its_answer(template, form):
+    held = sentencepiece(template, form)
+    prompt, completion, *_ = one(held, BAKE, "Hello there.")
+    said = held.apply_chat_template([*BAKE, {"role": "assistant", "content": "Hello there."}], tokenize=False)
+    whole = held(said, add_special_tokens=False)["input_ids"]
+    assert prompt == whole[: len(prompt)]
+    assert completion == whole[len(prompt) : len(prompt) + len(completion)]
+    assert completion[-1] == held.eos_token_id
+
+
+def sentencepiece(template: str, form: str):
+    """A tokenizer as those of Llama 2, Mistral 7B and Zephyr are, in the two forms of their files."""
+    first = normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
+    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence(list(first))
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    learnt = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["Hello there. The bread, of course.", "Yes! Hello flour. No, never."] * 5, learnt)
+    if form == "metaspace":
+        made.normalizer = None
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    words = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **words)
 
 
 def test_an_end_token_is_added_where_the_template_writes_none():

@@ -1,12 +1,14 @@
 """One log-prob code: packed, padded and alone agree with the model's own logits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf_data.scoring.logprobs import layout_of, token_logps
+from rlhf_data.scoring.logprobs import _logit_transform, layout_of, layouts, token_logps
 from rlhf_data.scoring.memory import preflight
 from rlhf_data.scoring.packs import Group, plan, size
 from tests import tiny_model
@@ -103,6 +105,33 @@ def test_other_families_agree_with_their_own_logits(family):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes)
     assert layout_of(AutoModelForCausalLM.from_config(config).eval()) in ("packed", "padded")
+
+
+def test_a_window_and_a_cap_of_the_text_part_of_a_larger_model_are_seen():
+    told = AutoConfig.for_model("gemma2", sliding_window=16, final_logit_softcapping=30.0)
+    whole = SimpleNamespace(get_text_config=lambda: told)
+    assert layouts(whole) == ("padded",)
+    assert _logit_transform(whole).cap == 30.0
+
+
+@pytest.mark.parametrize("family", ["bloom", "gptj"])
+def test_rounding_hides_no_attention_that_ignores_groups(family):
+    sizes = {"n_layer": 2, "n_head": 4} | (
+        {"hidden_size": 32} if family == "bloom" else {"n_embd": 32, "rotary_dim": 4}
+    )
+    config = AutoConfig.for_model(family, vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in (p for p in model.parameters() if p.ndim >= 2):
+        torch.nn.init.normal_(weight, std=0.1)
+    assert layout_of(model) == layout_of(model.to(torch.bfloat16)) == "padded"
+
+
+def test_a_model_of_no_numbers_is_refused():
+    model = tiny_model.model()
+    torch.nn.init.constant_(next(model.model.layers[1].parameters()), float("nan"))
+    with pytest.raises(ValueError, match=r"gives NaN or ∞ in torch\.float32"):
+        layout_of(model)
 
 
 def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused():

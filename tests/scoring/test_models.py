@@ -39,6 +39,16 @@ def test_a_hash_follows_weights_and_config_wherever_they_lie(folder, tmp_path):
     assert identity.tokenizer_hash(other, tmp_path) == identity.tokenizer_hash({"path": str(folder)}, tmp_path)
 
 
+def test_a_hash_is_of_the_files_that_are_loaded_not_of_what_lies_beside_them(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "value_head.safetensors").write_bytes(b"another model's")
+    hashes = []
+    for weights in (b"one", b"two"):
+        (tmp_path / "pytorch_model.bin").write_bytes(weights)
+        hashes.append(identity.content_hash({"path": str(tmp_path)}, tmp_path / "cache"))
+    assert hashes[0] != hashes[1]
+
+
 def test_a_file_is_read_once_for_its_hash(folder, tmp_path, monkeypatch):
     before = identity.content_hash({"path": str(folder)}, tmp_path)
     monkeypatch.setattr(files, "digest", None)

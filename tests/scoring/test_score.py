@@ -149,12 +149,15 @@ def test_refused_and_truncated_rows_are_marked(reference, tmp_path):
     assert run(tmp_path, asked, reference)[0]["counts"]["reused"] == 3
 
 
-def test_a_log_prob_that_is_no_number_is_never_stored(tmp_path):
+@pytest.mark.parametrize(("tried", "message"), [(True, "gives NaN or ∞"), (False, "nan")])
+def test_a_log_prob_that_is_no_number_is_never_stored(tried, message, tmp_path, monkeypatch):
+    if not tried:  # NaN that the first trial does not meet
+        monkeypatch.setattr("rlhf_data.scoring.scorer.layout_of", lambda model: "packed")
     broken = tiny_model.model()
     broken.model.norm.weight.data[0] = float("nan")
     broken.save_pretrained(tmp_path / "broken")
     tiny_model.tokenizer().save_pretrained(tmp_path / "broken")
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(ValueError, match=message):
         run(tmp_path, rows(2), {"path": str(tmp_path / "broken")})
     assert not list((tmp_path / "store").rglob("shard-*"))
 

@@ -1,6 +1,7 @@
 """Samples are kept under what decides them, written block by block, by whatever engine is there."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -92,6 +93,14 @@ def test_the_same_question_is_answered_from_the_store_and_another_is_not(folder,
     same_weights = tiny_model.save(tmp_path / "copy")
     monkeypatch.setattr(sys.modules["rlhf_data.training.generate"], "open_writer", None)
     assert samples(tmp_path, ROWS, model=same_weights, **options) == first
+
+
+def test_other_end_tokens_of_the_model_are_another_question(folder, tmp_path):
+    model, options = tiny_model.save(tmp_path / "model"), {"cache": folder / "cache", **SHORT}
+    first = samples(tmp_path / "store", ROWS, model=model, **options)
+    (Path(model["path"]) / "generation_config.json").write_text('{"eos_token_id": [1, 5, 6, 7]}')
+    again = samples(tmp_path / "store", ROWS, model=model, **options)
+    assert again != first
 
 
 def test_prompts_that_cannot_be_encoded_are_left_out(folder, reference, tmp_path):

@@ -2,16 +2,18 @@
 
 import json
 import math
+import shutil
 import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlhf_data.scoring import models
+from rlhf_data.scoring.adapters import merged
 from rlhf_data.scoring.identity import content_hash
 from rlhf_data.scoring.logprobs import layout_of, token_logps
 from rlhf_data.scoring.memory import preflight
@@ -188,6 +190,29 @@ def test_an_adapter_on_an_adapter_is_refused(done, paired, reference, tmp_path):
     both = {**reference, "adapter": str(done[0] / "adapter")}
     with pytest.raises(ValueError, match="the model has an adapter already"):
         fit(paired, tmp_path / "run", both)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"q_proj.lora_A": "other_proj.lora_A"}, "is not of .*: .* no counterpart, such as"),
+        ({"layers.0.mlp.up_proj": "lm_head"}, "changes lm_head, .* embeddings are not tied"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "repeats layers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_that_cannot_be_merged_as_it_is_is_refused(damage, message, done, tmp_path):
+    copy = shutil.copytree(done[0] / "adapter", tmp_path / "adapter")
+    ((old, new),) = damage.items()
+    if old == "layer_replication":
+        said = json.loads((copy / "adapter_config.json").read_text())
+        (copy / "adapter_config.json").write_text(json.dumps(said | damage))
+    else:
+        weights = load_file(copy / "adapter_model.safetensors")
+        renamed = {name.replace(old, new): weight for name, weight in weights.items()}
+        save_file(renamed, copy / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        merged(tiny_model.model(), copy)
 
 
 def test_an_adapter_that_is_not_there_is_told(reference, tmp_path):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from rlhf_data.scoring import models
 from rlhf_data.scoring.packs import Layout
@@ -44,6 +44,21 @@ def test_checkpointed_layers_keep_less_and_have_the_same_gradient(layout, rows):
 def test_a_model_with_dropout_has_none_though_its_layers_are_checkpointed(rows):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=384, n_positions=128, n_embd=32, n_layer=2, n_head=2)).eval()
+    spared = copy.deepcopy(model)
+    checkpoint_layers(spared)
+    assert torch.equal(gradient(model, rows, layout="padded"), gradient(spared, rows, layout="padded"))
+
+
+def test_layers_with_a_dropout_rate_of_their_own_have_none_though_they_are_checkpointed(rows):
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 32,
+    }
+    model = OPTForCausalLM(OPTConfig(vocab_size=384, max_position_embeddings=128, dropout=0.5, **shape)).eval()
     spared = copy.deepcopy(model)
     checkpoint_layers(spared)
     assert torch.equal(gradient(model, rows, layout="padded"), gradient(spared, rows, layout="padded"))
