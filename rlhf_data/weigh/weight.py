@@ -20,6 +20,8 @@ KEYS = {
     "paired": ("pair_id", "prompt_id", "chosen_id", "source", "category"),
     "unpaired": ("completion_id", "prompt_id", "source", "category"),
 }
+# How the columns of a table of learnt weights that is text are told apart; any other is Parquet.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def weigh(
@@ -88,8 +90,16 @@ def weigh(
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"weigh.weight.row: {row}: {str(error).splitlines()[0]}") from None
     refused: list[Refusal] = []
+    notes = _nowhere(category or {}, whole["category"])
     if learnt is not None:
-        found = _learnt(weighed, table, text, **learnt)
+        missing, given = learnt["missing"], {name: learnt[name] for name in ("path", "key", "column")}
+        found = _learnt(weighed, table, text, **given)
+        if missing is not None:
+            if weighed.height and found.is_null().all():
+                notes.append(
+                    f"weigh.weight.table: {learnt['path']} has no row's {learnt['key']}; each weighs {missing:g}"
+                )
+            found = found.fill_null(missing)
         absent = weighed.filter(found.is_null())
         refused.append(Refusal("weight.missing", absent, f"{learnt['path']} has no weight for its {learnt['key']}"))
         weighed = weighed.with_columns(pl.col("weight") * found).filter(found.is_not_null())
@@ -104,7 +114,6 @@ def weigh(
     (out / "mix.json").write_text(json.dumps(_by_source(whole)))
     tables.write(refusals(refused, "weigh", text, pairs_from), out / "quarantine.parquet", "quarantine")
     quarantined = {r.code: r.rows.height for r in refused if r.rows.height}
-    notes = _nowhere(category or {}, whole["category"])
     return [Count("weigh", "rows", whole.height, kept.height, quarantined=quarantined, filtered=left_out, notes=notes)]
 
 
@@ -140,12 +149,11 @@ def _tokens(
     return sum(others, start=first)
 
 
-def _learnt(
-    rows: pl.DataFrame, table: str, text: Path, *, path: str, key: str, column: str, missing: float | None
-) -> pl.Series:
+def _learnt(rows: pl.DataFrame, table: str, text: Path, *, path: str, key: str, column: str) -> pl.Series:
     """The weight that a table gives each row; null where it has none."""
     try:  # of a CSV all is text: an id is no number, and a weight may be 1 in the first rows
-        given = pl.read_csv(path, infer_schema=False) if path.endswith(".csv") else pl.read_parquet(path)
+        written = SEPARATORS.get(Path(path).suffix.lower())
+        given = pl.read_csv(path, infer_schema=False, separator=written) if written else pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"weigh.weight.table: {path}: cannot be read: {str(error).splitlines()[0]}") from None
     absent = [name for name in (key, column) if name not in given.columns]
@@ -155,7 +163,7 @@ def _learnt(
         )
     kind, numbers = given.schema[column], given[column].cast(pl.Float64, strict=False)
     unread = given[column].filter(numbers.is_null() & given[column].is_not_null())
-    if not (kind.is_numeric() or (kind == pl.String and path.endswith(".csv"))) or len(unread):
+    if not (kind.is_numeric() or (kind == pl.String and written)) or len(unread):
         what = repr(unread[0]) if len(unread) else kind
         raise ValueError(f"weigh.weight.table: {path}: {column} is {what}, not a number")
     twice = given.filter(pl.col(key).is_duplicated())[key].unique().sort()
@@ -170,8 +178,7 @@ def _learnt(
     else:
         asked = texts.identify(rows.select(f"{key.removesuffix('_id')}_row"), texts.names(text))[key]
     weights = given.select(pl.col(key).cast(pl.String), numbers.alias("_weight"))
-    found = asked.alias(key).to_frame().join(weights, on=key, how="left", maintain_order="left")["_weight"]
-    return found if missing is None else found.fill_null(missing)
+    return asked.alias(key).to_frame().join(weights, on=key, how="left", maintain_order="left")["_weight"]
 
 
 def _factor(column: str, factors: dict | None) -> pl.Expr:

@@ -190,6 +190,20 @@ def test_a_row_without_a_learnt_weight_is_refused_unless_one_is_said_for_it(step
     assert weights(step(*rows, learnt=learnt(tmp_path / "w.csv", "category", missing=4.0))) == [0.5, 4.0, 4.0]
 
 
+@pytest.mark.parametrize(("name", "between"), [("w.tsv", "\t"), ("W.CSV", ",")])
+def test_a_table_of_weights_is_text_by_its_suffix(step, tmp_path, name, between):
+    (tmp_path / name).write_text(f"category{between}w\nx{between}0.5\n")
+    assert weights(step(pair(0, category="x"), learnt=learnt(tmp_path / name, "category"))) == [0.5]
+
+
+def test_a_table_of_weights_that_no_row_is_named_in_is_told(step, tmp_path):
+    (tmp_path / "w.csv").write_text("category,w\nx,0.5\n")
+    given_weights = learnt(tmp_path / "w.csv", "category", missing=1.0)
+    assert step(pair(0, category="x"), pair(1), learnt=given_weights)[2].notes == []
+    (note,) = step(pair(0, category="X"), pair(1), learnt=given_weights)[2].notes
+    assert note.endswith("has no row's category; each weighs 1")
+
+
 @pytest.mark.parametrize(
     ("table", "what"),
     [
