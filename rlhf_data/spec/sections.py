@@ -99,7 +99,7 @@ class Sampling(Section):
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     max_new_tokens: Count = 256
     unfinished: Annotated[str, AfterValidator(one_of("keep", "drop"))] = Field(
-        "keep", description="what becomes of answers that were cut off at max_new_tokens"
+        "drop", description="answers that were cut off at max_new_tokens; kept ones are taken for whole"
     )
 
 
