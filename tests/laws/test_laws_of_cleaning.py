@@ -72,7 +72,8 @@ def test_two_filters_are_one_filter_of_both_conditions_in_either_order(seen, fir
 @given(seen=some, ngram=st.integers(1, 3), leaked=st.lists(st.sampled_from((*raw.PROMPTS, *raw.ANSWERS)), max_size=3))
 def test_no_text_that_is_left_shares_a_run_of_words_with_an_evaluation_file(seen, ngram, leaked):
     with Folder().read(seen) as way:
-        (way.path / "eval.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in leaked))
+        lines = (*leaked, "elsewhere")  # a file without words is refused
+        (way.path / "eval.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
         before = left(way)
         after = left(way.cleaned(decontaminate, files=[str(way.path / "eval.jsonl")], ngram=ngram))
     forbidden = {run for text in leaked for run in oracle.runs(text, ngram)}
