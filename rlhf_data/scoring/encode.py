@@ -140,7 +140,7 @@ def _render_all(
     template: str,
 ) -> list[_Rendered]:
     render = _renderer(tokenizer, template)
-    special = re.compile("|".join(map(re.escape, _special_tokens(tokenizer))) or r"(?!)")
+    special = _special_pattern(tokenizer)
     known: dict[tuple, str | None] = {}
     rows = []
     for messages, completion in zip(prompts, completions, strict=True):
@@ -217,6 +217,10 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
 
 
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, _special_tokens(tokenizer))) or r"(?!)")
+
+
 def _prompt_ids(
     tokenizer: PreTrainedTokenizerBase, rendered: Sequence[_Rendered], template: str, limit: int
 ) -> list[tuple[list[int], bool]]:
@@ -265,7 +269,7 @@ def _tail_ids(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[_Rendered])
     alone = _tokenise(tokenizer, tails)
     if _behind(tokenizer, ["\n"], ["Hello"]) == _tokenise(tokenizer, ["Hello"]):
         return alone
-    special = re.compile("|".join(map(re.escape, _special_tokens(tokenizer))) or r"(?!)")
+    special = _special_pattern(tokenizer)
     ends = {text: _end_of(text, special) for text in {row.prompt for row in rendered}}
     ways = (
         _behind(tokenizer, [ends[row.prompt] for row in rendered], tails),

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rlhf_data.scoring import identity, models, recipe
-from rlhf_data.scoring.encode import encode
+from rlhf_data.scoring.encode import encode, turn_end
 from rlhf_data.scoring.forwards import forwards
 from rlhf_data.scoring.logprobs import default_budget, hidden_states, layouts
 from rlhf_data.scoring.memory import in_words, preflight
@@ -315,7 +315,8 @@ def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """A special token that no completion ends with; None where there is none, and then a stock batch is one row."""
     named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     added = (i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special)
-    return next((i for i in (*named, *added) if isinstance(i, int) and i != tokenizer.eos_token_id), None)
+    ends = (tokenizer.eos_token_id, turn_end(tokenizer))
+    return next((i for i in (*named, *added) if isinstance(i, int) and i not in ends), None)
 
 
 def _deviation(model: PreTrainedModel, layout: Layout) -> float:

@@ -58,6 +58,12 @@ def head(folder, reference):
     return rewards.load_reward_model(reference, head_seed=3, cache=folder / "cache")
 
 
+def test_no_padding_is_what_ends_an_answer():
+    held = tiny_model.tokenizer("{% for m in messages %}{{ m['content'] + '<turn>' }}{% endfor %}")
+    held.add_special_tokens({"pad_token": "<turn>"})  # as in Llama 3: the template's end of turn, not the end token
+    assert rewards._padding(held) == held.bos_token_id
+
+
 def run(snapshot, out, reference, rule="rm", **options):
     told = {"max_length": MAX_LENGTH, "batch_size": 4, "learning_rate": 1e-3, "epochs": 4, "progress": False}
     return train(snapshot, out, rule=rule, model=reference, cache=out.parent / "cache", **(told | options))
