@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and digests of files that are computed once."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,6 +22,18 @@ def _boot() -> str:
 
 # Names this machine, so that one which shares the folder does not take our work for a dead process's.
 _HERE = xxh3_128(f"{socket.gethostname()}:{_boot()}".encode()).hexdigest()[:8]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process while another one waits; released when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 @contextmanager

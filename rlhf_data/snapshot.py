@@ -197,31 +197,32 @@ def publish(
         "accounting": [count.as_dict() for count in counts],
         "sources": {name: {**source, "records": _records(counts, name)} for name, source in sources.items()},
     }
-    same = _latest_with(versions, content, recipe, said)
-    if same is None:
-        manifest = {
-            "format": 1,
-            "name": name,
-            **said,
-            "table": table,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "created_ns": time.time_ns(),  # which of two of one second came first
-            "content_hash": content,
-            "spec_hash": spec_hash,
-            "parent": _latest_id(versions),
-            "mix": _mix(rows, files.read_json(inputs["weigh"] / "mix.json") if "weigh" in inputs else None),
-            "rows": {split: int((rows["split"] == split).sum()) for split in _splits(rows)},
-            "quarantined": quarantine.height,
-            "rating": files.read_json(inputs["rate"] / "rating.json") or {},
-            "score": recipe,
-            "limit": limit,
-            "moved": _moved(versions, rows, known),
-            "kept": [column for column in rows.columns if column.startswith(tables.KEPT)],
-            "steps": steps or {},
-            "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
-        }
-        same = _write(versions, manifest, rows, inputs["text"], known, quarantine, spec_lock, check)
-    set_latest(same)
+    with files.alone(versions):  # of two builds at once the second one finds what the first one published
+        same = _latest_with(versions, content, recipe, said)
+        if same is None:
+            manifest = {
+                "format": 1,
+                "name": name,
+                **said,
+                "table": table,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "created_ns": time.time_ns(),  # which of two of one second came first
+                "content_hash": content,
+                "spec_hash": spec_hash,
+                "parent": _latest_id(versions),
+                "mix": _mix(rows, files.read_json(inputs["weigh"] / "mix.json") if "weigh" in inputs else None),
+                "rows": {split: int((rows["split"] == split).sum()) for split in _splits(rows)},
+                "quarantined": quarantine.height,
+                "rating": files.read_json(inputs["rate"] / "rating.json") or {},
+                "score": recipe,
+                "limit": limit,
+                "moved": _moved(versions, rows, known),
+                "kept": [column for column in rows.columns if column.startswith(tables.KEPT)],
+                "steps": steps or {},
+                "versions": {package: version(package) for package in ("rlhf_data", "polars", "pandera")},
+            }
+            same = _write(versions, manifest, rows, inputs["text"], known, quarantine, spec_lock, check)
+        set_latest(same)
     (out / "snapshot.json").write_text(json.dumps({"path": str(same)}))
     return []
 

@@ -11,9 +11,7 @@ null, in the order of the shards' times. `compact` keeps just that.
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow makes its compute functions at import, so no type checker sees them)
 
-import fcntl
 import math
-import os
 import re
 import time
 import uuid
@@ -144,12 +142,8 @@ def compact(folder: Path, kind: Kind) -> tuple[int, int]:
     """
     if not folder.is_dir():
         return 0, 0
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX)  # two of this machine would take the files from under each other
+    with files.alone(folder):  # two of this machine would take the files from under each other
         return _again(lambda: _compact(folder, kind))
-    finally:
-        os.close(place)
 
 
 def _compact(folder: Path, kind: Kind) -> tuple[int, int]:
