@@ -23,7 +23,7 @@ def read(
 
     Args:
         file: the YAML file.
-        variables: values for ${NAME}, before the environment's.
+        variables: values for ${NAME}, before the environment's; a number where ${NAME} without quotes is the whole value.
         overrides: dotted path → value as YAML, such as {"train.beta": "0.2"}.
 
     Raises:
@@ -125,7 +125,9 @@ def _parse(file: FilePath) -> tuple[dict[str, Any], Lines]:
         return SpecError([Problem(str(file), line, "", what)])
 
     try:
-        loaded = YAML(typ="rt").load(file.read_text(encoding="utf-8"))
+        reader = YAML(typ="rt")
+        reader.preserve_quotes = True
+        loaded = reader.load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise broken(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -149,6 +151,10 @@ def _parse(file: FilePath) -> tuple[dict[str, Any], Lines]:
         raise broken("is not valid YAML: an alias holds itself") from None
 
 
+class _Quoted(str):
+    """Text in quotes, which stays text whatever it looks like."""
+
+
 class _TagError(Exception):
     """A value with a YAML tag such as !!python/name; `path` is its place."""
 
@@ -158,7 +164,9 @@ class _TagError(Exception):
 
 
 def _plain(node: Any, path: Path, lines: Lines) -> Any:
-    """Builtins instead of ruamel's round-trip types; the lines of keys go into `lines`."""
+    """Builtins (and `_Quoted`) instead of ruamel's round-trip types; the lines of keys go into `lines`."""
+    from ruamel.yaml.scalarstring import ScalarString
+
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag is not None:
         raise _TagError(str(tag), path)
@@ -167,13 +175,14 @@ def _plain(node: Any, path: Path, lines: Lines) -> Any:
         for key in node:
             if key in (position.data or {}):  # what `<<` brought in stands elsewhere
                 lines[(*path, key)] = position.key(key)[0] + 1
-        return {key: _plain(value, (*path, key), lines) for key, value in node.items()}
+        words = {key: str(key) if isinstance(key, ScalarString) else key for key in node}
+        return {words[key]: _plain(value, (*path, key), lines) for key, value in node.items()}
     if isinstance(node, list):
         for k in range(len(node)):
             lines[(*path, k)] = position.item(k)[0] + 1
         return [_plain(value, (*path, k), lines) for k, value in enumerate(node)]
-    for builtin in (bool, int, float, str):
-        if isinstance(node, builtin):
+    for kind, builtin in ((bool, bool), (int, int), (float, float), (ScalarString, _Quoted), (str, str)):
+        if isinstance(node, kind):
             return builtin(node)
     return node
 
@@ -195,7 +204,20 @@ def _substitute(node: Any, path: Path, variables: Mapping[str, str], report: Any
             return match.group(0)
         return default
 
-    return VARIABLE.sub(value_of, node)
+    text = str(VARIABLE.sub(value_of, node))
+    return text if isinstance(node, _Quoted) or not VARIABLE.fullmatch(node) else _number_or_text(text)
+
+
+def _number_or_text(text: str) -> int | float | bool | str:
+    """What YAML reads there, if it is a number, true or false."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        value = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError):
+        return text
+    return value if isinstance(value, int | float) else text
 
 
 def _override(tree: dict[str, Any], key: str, value: str) -> None:

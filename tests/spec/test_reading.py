@@ -34,6 +34,27 @@ def test_a_variable_comes_from_the_command_then_the_environment_then_its_default
     assert specs.read(path, variables={"WHERE": "command"})[0].publish.to == "command/out"
 
 
+@pytest.mark.parametrize(
+    ("written", "value", "meant"),
+    [
+        ("${RATE}", "1e-4", 1e-4),
+        ("${RATE:-0.5}", None, 0.5),
+        ("${RATE}", "007", 7),
+        ('"${RATE}"', "1e-4", "1e-4"),
+        ("${RATE}0", "1.", "1.0"),
+        ("${RATE}", "2026-11-23", "2026-11-23"),
+        ("${RATE}", "null", "null"),
+        ("${RATE}", "a: b", "a: b"),
+        ("${RATE}", "true", True),
+    ],
+)
+def test_a_variable_without_quotes_may_be_a_number(tmp_path, monkeypatch, written, value, meant):
+    monkeypatch.delenv("RATE", raising=False)
+    path = write(tmp_path, "one", more=f"train:\n  rule: dpo\n  model: m\n  beta: {written}\n")
+    read, _ = specs.read(path, variables={} if value is None else {"RATE": value})
+    assert repr(read.train.parameters["beta"]) == repr(meant)
+
+
 def test_an_override_is_yaml_and_wins_over_the_file(tmp_path):
     path = write(tmp_path, "one")
     read, _ = specs.read(path, overrides={"seed": "3", "split.test": "1e-1", "shape.ties": "soft"})
