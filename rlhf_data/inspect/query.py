@@ -84,6 +84,8 @@ def query(sql: str, snapshots: dict[str, Snapshot], *, rows: int | None = None, 
 def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path | None = None) -> int:
     """Run one query and write what it gives to a Parquet or CSV file, which need not fit into memory; its rows.
 
+    In a CSV file lists and structs, such as a prompt's messages, are JSON.
+
     Raises:
         ValueError: as `query`; another kind of file; a query that cannot be written.
     """
@@ -93,13 +95,23 @@ def query_to(sql: str, snapshots: dict[str, Snapshot], out: Path, *, store: Path
 
     def write(connection: "duckdb.DuckDBPyConnection") -> int:
         _only_reads(connection, sql)
-        place = _text(str(temporary))
-        connection.execute(f"COPY ({sql.strip().rstrip(';')}\n) TO {place} ({OUT[out.suffix]})")
+        asked, place = f"({sql.strip().rstrip(';')}\n)", _text(str(temporary))
+        if out.suffix == ".csv":
+            asked = _flat(connection, asked)
+        connection.execute(f"COPY {asked} TO {place} ({OUT[out.suffix]})")
         ((written,),) = connection.fetchall()
         return written
 
     with files.whole_file(out) as temporary:
         return _asked(write, sql, snapshots, store, writable=temporary)
+
+
+def _flat(connection: "duckdb.DuckDBPyConnection", asked: str) -> str:
+    """What is asked, its lists and structs as JSON: a CSV file has one text a field."""
+    described = connection.sql(f"DESCRIBE {asked}").fetchall()
+    nested = [_name(name) for name, kind, *_ in described if kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))]
+    replaced = ", ".join(f"to_json({name}) AS {name}" for name in nested)
+    return f"(SELECT * REPLACE ({replaced}) FROM {asked})" if nested else asked
 
 
 def describe(snapshots: dict[str, Snapshot], *, store: Path | None = None) -> list[dict[str, Any]]:

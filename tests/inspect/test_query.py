@@ -136,6 +136,17 @@ def test_a_result_is_printed_or_written_whole(built, capsys):
     assert run_command(["query", sql, "--out", "o.xlsx"]) == 1
 
 
+def test_lists_and_structs_are_json_in_a_csv_file(built, capsys):
+    sql = """SELECT prompt, raw_ref, chosen, MAP {'a "b"': 1} AS "a map" FROM rows ORDER BY pair_id"""
+    assert run_command(["query", sql, "--out", "o.csv"]) == 0
+    written, rows = pl.read_csv("o.csv"), built.snapshot.scan().sort("pair_id").collect()
+    assert written.columns == ["prompt", "raw_ref", "chosen", "a map"]
+    assert [json.loads(text) for text in written["prompt"]] == rows["prompt"].to_list()
+    assert [json.loads(text) for text in written["raw_ref"]] == rows["raw_ref"].to_list()
+    assert written["chosen"].to_list() == rows["chosen"].to_list()
+    assert json.loads(written["a map"][0]) == {'a "b"': 1}
+
+
 def test_the_tables_and_their_columns_are_listed(built, capsys):
     capsys.readouterr()
     assert run_command(["query", "--tables", "--json", "--snapshot", "mine=snapshots/demo"]) == 0
