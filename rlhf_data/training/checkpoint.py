@@ -35,7 +35,7 @@ def save(
     """Write `folder`/step-N and drop all but the last two; all ranks must ask.
 
     The data order, the learning rate and what dropout draws follow from the step, so trained parameters, optimizer
-    state, `reference` (a moving one's values) and `carried` (numbers: what rules remember) are all there is to keep.
+    state, `reference` (a moving one's values) and `carried` (numbers, such as what rules remember) are all there is to keep.
     Frozen parameters stay where they were read.
     """
     sharded = any(isinstance(tensor, DTensor) for tensor in _trained(model).values())
@@ -66,7 +66,7 @@ def restore(
     """Load the last checkpoint, if any, into model, optimizer and reference, of each tensor what this rank holds.
 
     Returns:
-        step (the steps it has behind it), ranks (how many wrote it) and what the run carried; {} where there is none.
+        step (the steps it has behind it), number of ranks (that wrote it) and what the run carried; {} where there is none.
 
     Raises:
         ValueError: it is damaged, or a file of it is not there.
@@ -86,7 +86,7 @@ def restore(
         raise ValueError(
             f"{path} cannot be read: delete this folder to resume from the one before ({error})"
         ) from error
-    return {"step": first["step"], "ranks": first["ranks"], **first["carried"]}
+    return {"step": first["step"], "number of ranks": first["ranks"], **first["carried"]}
 
 
 @torch.no_grad()

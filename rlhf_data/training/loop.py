@@ -46,10 +46,11 @@ def optimise(
     found = checkpoint.restore(run / "checkpoints", model, optimizer, beside.values)
     first, memory = found.get("step", 0), found.get("memory", rules.memory(arguments["rule"]))
     beside.memories = found.get("memories", beside.memories)
-    before, now = found.get("ranks"), policy.ranks.world
-    if before not in (None, now) and (arguments["lora"] or {}).get("dropout"):
-        told = f"the run goes on with another number of ranks ({before} before, {now} now), whose dropout differs"
-        say(f"{told}: its result is another than it would have been, neither better nor worse", shown=progress)
+    if (arguments["lora"] or {}).get("dropout"):
+        for what, now in (("number of ranks", policy.ranks.world), ("token_budget", policy.token_budget)):
+            if (before := found.get(what, now)) != now:
+                told = f"the run goes on with another {what} ({before} before, {now} now), whose dropout differs"
+                say(f"{told}: its result is another than it would have been, neither better nor worse", shown=progress)
     if first_rank:
         metrics.keep_until(run / "metrics.jsonl", first)
     batches = planned.batches(run if first_rank else None, first, rows.ids, demands, size=size, seed=seed)
@@ -81,7 +82,7 @@ def optimise(
         shown.set_postfix_str(f"loss {line['loss']:.3g}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
         shown.update()
         if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < total:
-            carried = {"memory": memory, "memories": beside.memories}
+            carried = {"memory": memory, "memories": beside.memories, "token_budget": policy.token_budget}
             checkpoint.save(run / "checkpoints", step + 1, model, optimizer, beside.values, carried, policy.ranks)
     shown.close()
     return {"steps": total, "steps_per_epoch": per_epoch, "first_batch_gap": gap, "last": line}

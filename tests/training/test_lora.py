@@ -38,7 +38,8 @@ def paired(tmp_path_factory, reference):
 
 def fit(snapshot, folder, start, /, **options):
     said = {"rule": "dpo", "max_length": MAX_LENGTH, "batch_size": 4, "learning_rate": 1e-2, "lora": {"r": 4}}
-    return train(snapshot, folder, model=start, cache=folder.parent / "cache", progress=False, **(said | options))
+    said |= {"progress": False} | options
+    return train(snapshot, folder, model=start, cache=folder.parent / "cache", **said)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_an_adapter_that_is_not_there_is_told(reference, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_last_bit_and_its_checkpoints_hold_the_adapter_alone(
-    paired, reference, tmp_path, monkeypatch
+    paired, reference, tmp_path, monkeypatch, capsys
 ):
     options = {"epochs": 3, "checkpoint_every": 1, "lora": {"r": 4, "dropout": 0.3}}
     fit(paired, tmp_path / "whole", reference, **options)
@@ -239,7 +240,12 @@ def test_a_killed_run_goes_on_to_the_last_bit_and_its_checkpoints_hold_the_adapt
             fit(paired, tmp_path / "killed", reference, **options)
     state = torch.load(tmp_path / "killed" / "checkpoints" / "step-4" / "state.pt", weights_only=True)
     assert all("lora_" in name for name in state["model"])
-    fit(paired, tmp_path / "killed", reference, **options)
+    shutil.copytree(tmp_path / "killed", tmp_path / "smaller")
+    capsys.readouterr()
+    fit(paired, tmp_path / "killed", reference, **options, progress=True)
+    assert "whose dropout differs" not in capsys.readouterr().err
+    fit(paired, tmp_path / "smaller", reference, **options, token_budget=64, progress=True)
+    assert "another token_budget (2048 before, 64 now), whose dropout differs" in capsys.readouterr().err
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "model/model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     told = [[{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines(tmp_path / n)]
