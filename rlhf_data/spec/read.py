@@ -23,7 +23,7 @@ def read(
 
     Args:
         file: the YAML file.
-        variables: values for ${NAME}, before the environment's; a number where ${NAME} without quotes is the whole value.
+        variables: values for ${NAME}, before the environment's; numbers too, where ${NAME} is all and has no quotes.
         overrides: dotted path → value as YAML, such as {"train.beta": "0.2"}.
 
     Raises:
