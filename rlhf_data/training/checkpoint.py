@@ -35,8 +35,8 @@ def save(
     """Write `folder`/step-N and drop all but the last two; all ranks must ask.
 
     The data order, the learning rate and what dropout draws follow from the step, so trained parameters, optimizer
-    state, `reference` (a moving one's values) and `carried` (numbers, such as what rules remember) are all there is to keep.
-    Frozen parameters stay where they were read.
+    state, `reference` (a moving one's values) and `carried` (numbers, such as what rules remember) are all there is to
+    keep. Frozen parameters stay where they were read.
     """
     sharded = any(isinstance(tensor, DTensor) for tensor in _trained(model).values())
     state = {
@@ -66,7 +66,8 @@ def restore(
     """Load the last checkpoint, if any, into model, optimizer and reference, of each tensor what this rank holds.
 
     Returns:
-        step (the steps it has behind it), number of ranks (that wrote it) and what the run carried; {} where there is none.
+        step (the steps it has behind it), number of ranks (that wrote it) and what the run carried; {} where there is
+        none.
 
     Raises:
         ValueError: it is damaged, or a file of it is not there.
