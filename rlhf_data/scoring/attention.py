@@ -36,9 +36,14 @@ def form_of(model: PreTrainedModel) -> Form:
     return "rlhf_data_blocks" if compiled else "rlhf_data_groups"
 
 
+def body_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its head; Llama 4 has it where `base_model` does not look."""
+    return model.base_model if model.base_model is not model else getattr(model, "model", model)
+
+
 def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The decoder layers of a stock model; none where it does not name them as most do."""
-    return list(getattr(model.base_model, "layers", None) or [])
+    return list(getattr(body_of(model), "layers", None) or [])
 
 
 def forward_arguments(groups: Sequence[Group], form: Form, device: torch.device) -> dict[str, Any]:

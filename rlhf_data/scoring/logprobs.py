@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_data.scoring.attention import attention, form_of, forward_arguments, layers_of
+from rlhf_data.scoring.attention import attention, body_of, form_of, forward_arguments, layers_of
 from rlhf_data.scoring.head import Transform, target_logps
 from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
 
@@ -63,8 +63,8 @@ def hidden_states(model: PreTrainedModel, groups: Sequence[Group], layout: Layou
     if layout == "packed":
         arguments = {**arguments, **forward_arguments(groups, form_of(model), model.device)}
     with grouped_attention(model, layout):
-        body = model.base_model(input_ids=batch.input_ids, use_cache=False, **arguments)
-    return body.last_hidden_state.flatten(0, 1)[batch.rows], batch
+        ran = body_of(model)(input_ids=batch.input_ids, use_cache=False, **arguments)
+    return ran.last_hidden_state.flatten(0, 1)[batch.rows], batch
 
 
 def grouped_attention(model: PreTrainedModel, layout: Layout) -> AbstractContextManager[None]:

@@ -25,6 +25,7 @@ FAMILIES = {
     "gemma": (SIZES | {"head_dim": 8}, "packed"),
     "gemma2": (SIZES | {"head_dim": 8, "final_logit_softcapping": 2.0, "sliding_window": 4}, "padded"),
     "gemma3_text": (SIZES | {"head_dim": 8, "sliding_window": 4}, "padded"),
+    "llama4_text": (SIZES | {"head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2}, "padded"),
     "gpt2": (GPT, "packed"),
     "gpt_neox": (SIZES, "packed"),
     "phi": (SIZES, "packed"),
