@@ -220,6 +220,10 @@ def _number_or_text(text: str) -> int | float | bool | str:
     return value if isinstance(value, int | float) else text
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(_number_or_text(value), str)
+
+
 def _override(tree: dict[str, Any], key: str, value: str) -> None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -247,6 +251,8 @@ def _problem(file: str, lines: Lines, error: Any) -> Problem:
         what = f"missing; add it (a {_kind(path)})" if _kind(path) else "missing; add it"
     elif error["type"] != "spec":
         what = f"{_must(error)}, not {error['input']!r}"[:300]
+        if error["type"] in ("int_type", "float_type", "bool_type") and _is_number(error["input"]):
+            what += "; leave out its quotes, and give a ${NAME} a line of its own, outside of {…} and […]"
     return Problem(file, line_of(lines, path), dotted(tuple(p for p in path if p != "[key]")), what)
 
 

@@ -55,6 +55,13 @@ def test_a_variable_without_quotes_may_be_a_number(tmp_path, monkeypatch, writte
     assert repr(read.train.parameters["beta"]) == repr(meant)
 
 
+def test_a_number_in_quotes_is_told_how_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("RATE", "0.5")
+    path = write(tmp_path, "one", more='train: {rule: sft, model: m, learning_rate: "${RATE}"}\n')
+    with pytest.raises(specs.SpecError, match=r"must be a number, not '0.5'; leave out its quotes"):
+        specs.read(path)
+
+
 def test_an_override_is_yaml_and_wins_over_the_file(tmp_path):
     path = write(tmp_path, "one")
     read, _ = specs.read(path, overrides={"seed": "3", "split.test": "1e-1", "shape.ties": "soft"})
