@@ -231,15 +231,23 @@ def _override(tree: dict[str, Any], key: str, value: str) -> None:
     labels = {"true": True, "false": False}  # which are keys too
     parts: list[Any] = [labels.get(part.lower(), part) for part in key.split(".")]
     *parents, last = parts
-    node = tree
+    node: Any = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise SpecError([Problem("--set", 0, key, f"{parent} is not a mapping")])
+        node = node[_place(node, parent, key)] if isinstance(node, list) else node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
+            raise SpecError([Problem("--set", 0, key, f"{parent} is neither a mapping nor a list")])
+    if isinstance(node, list):
+        last = _place(node, last, key)
     try:
         node[last] = YAML(typ="safe").load(value)
     except YAMLError:
         raise SpecError([Problem("--set", 0, key, f"{value!r} is not a value in YAML")]) from None
+
+
+def _place(entries: list[Any], part: Any, key: str) -> int:
+    if str(part).isdecimal() and int(part) < len(entries):
+        return int(part)
+    raise SpecError([Problem("--set", 0, key, f"{part} is no entry of a list of {len(entries)}, which count from 0")])
 
 
 def _problem(file: str, lines: Lines, error: Any) -> Problem:

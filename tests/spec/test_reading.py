@@ -68,6 +68,17 @@ def test_an_override_is_yaml_and_wins_over_the_file(tmp_path):
     assert (read.seed, read.split.test, read.shape.ties) == (3, 0.1, "soft")
 
 
+def test_an_override_reaches_the_entries_of_a_list(tmp_path):
+    path = tmp_path / "one.yaml"
+    steps = "clean: [{op: dedup, keys: [prompt]}, {op: decontaminate, against: [a.jsonl, b.jsonl]}]"
+    path.write_text(SPEC.format(name="one", to="out").replace("shape:", f"{steps}\nshape:"))
+    read, _ = specs.read(path, overrides={"clean.1.ngram": "8", "clean.1.against.0": "c.jsonl"})
+    assert (read.clean[1].ngram, read.clean[1].against) == (8, ["c.jsonl", "b.jsonl"])
+    for wrong in ("clean.2.ngram", "clean.first.ngram", "clean.1.against.2"):
+        with pytest.raises(specs.SpecError, match="is no entry of a list of 2, which count from 0"):
+            specs.read(path, overrides={wrong: "8"})
+
+
 def test_an_override_may_add_a_section_that_stands_above_others(tmp_path):
     path = write(tmp_path, "one", more="train: {rule: sft, model: m}\n")
     assert specs.read(path, overrides={"score.model": "m"})[0].score.model == {"path": "m"}
