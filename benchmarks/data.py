@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -455,7 +457,8 @@ def ask(group: str, name: str, strategy: str, folder: Path, prompts: int) -> dic
 
 def commands(folder: Path, prompts: int, *, near: bool) -> dict[str, dict[str, float]]:
     """A build from JSON lines, from nothing; plan with nothing to do; a build with 1 % more prompts."""
-    raw = make_jsonl(folder, prompts, prompts // 100)
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # or its peak would be that of every command after it
+        raw = apart.submit(make_jsonl, folder, prompts, prompts // 100).result()
     project = folder / ("near" if near else "build")
     shutil.rmtree(project, ignore_errors=True)
     later = raw / "later.jsonl"
