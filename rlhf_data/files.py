@@ -7,7 +7,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ _HERE = xxh3_128(f"{socket.gethostname()}:{_boot()}".encode()).hexdigest()[:8]
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process while another one waits; released when the process ends, however it ends."""
+    """Hold a folder for this process while another one waits; released when the process ends, however it ends.
+
+    Where a file system locks no folders (NFS), nobody waits.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_EX)
         yield
     finally:
         os.close(place)

@@ -1,8 +1,10 @@
 """Files and folders appear whole or not at all; a digest is computed once."""
 
+import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -84,3 +86,28 @@ def test_a_digest_is_of_the_bytes_and_is_computed_again_only_if_the_file_changed
     path.write_bytes(b"abd")
     assert files.digests([path], remembered) != first
     assert computed == [path] * 3
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_folder_is_held_by_one_at_a_time_where_its_file_system_locks_folders(locks, tmp_path, monkeypatch):
+    if not locks:
+
+        def refused(*_):
+            raise OSError(errno.EBADF, "as NFS says")
+
+        monkeypatch.setattr("fcntl.flock", refused)
+    came, there = [], threading.Event()
+
+    def second():
+        there.set()
+        with files.alone(tmp_path / "new"):
+            came.append("second")
+
+    with files.alone(tmp_path / "new"):
+        other = threading.Thread(target=second)
+        other.start()
+        there.wait(10)
+        other.join(0.2 if locks else 10)
+        came.append("first")
+    other.join(10)
+    assert came == (["first", "second"] if locks else ["second", "first"])
