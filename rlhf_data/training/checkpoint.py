@@ -66,8 +66,7 @@ def restore(
     """Load the last checkpoint, if any, into model, optimizer and reference, of each tensor what this rank holds.
 
     Returns:
-        step (the steps it has behind it), number of ranks (that wrote it) and what the run carried; {} where there is
-        none.
+        step (the steps it has behind it), ranks (how many wrote it) and what the run carried; {} where there is none.
 
     Raises:
         ValueError: it is damaged, or a file of it is not there.
@@ -87,7 +86,7 @@ def restore(
         raise ValueError(
             f"{path} cannot be read: delete this folder to resume from the one before ({error})"
         ) from error
-    return {"step": first["step"], "number of ranks": first["ranks"], **first["carried"]}
+    return {"step": first["step"], "ranks": first["ranks"], **first["carried"]}
 
 
 @torch.no_grad()

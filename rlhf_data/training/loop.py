@@ -47,8 +47,11 @@ def optimise(
     first, memory = found.get("step", 0), found.get("memory", rules.memory(arguments["rule"]))
     beside.memories = found.get("memories", beside.memories)
     if (arguments["lora"] or {}).get("dropout"):
-        for what, now in (("number of ranks", policy.ranks.world), ("token_budget", policy.token_budget)):
-            if (before := found.get(what, now)) != now:
+        for what, before, now in (
+            ("number of ranks", found.get("ranks"), policy.ranks.world),
+            ("token_budget", found.get("token_budget"), policy.token_budget),
+        ):
+            if before not in (None, now):
                 told = f"the run goes on with another {what} ({before} before, {now} now), whose dropout differs"
                 say(f"{told}: its result is another than it would have been, neither better nor worse", shown=progress)
     if first_rank:
