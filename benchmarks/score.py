@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from rlhf_data.scoring.allocator import give_back
+from rlhf_data.scoring.allocator import flat, give_back
 from rlhf_data.scoring.forwards import forwards
 from rlhf_data.scoring.logprobs import default_budget, token_logps
 from rlhf_data.scoring.packs import Group, size
@@ -320,7 +320,8 @@ def peak_growth(given: argparse.Namespace, case: dict[str, Any]) -> float:
     """MiB that a case's peak lies over the loaded model, in a process of its own."""
     command = [sys.executable, __file__, "--memory", json.dumps(case)]
     command += [argument for name in ("model", "gguf", "raw", "cache") for argument in _given(given, name)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = flat(os.environ) if case["variant"] == "ours" else None  # as `rlhf-data score` starts itself
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if ended.returncode:
         raise RuntimeError(f"the memory case {case} failed:\n{ended.stderr}")
     return float(ended.stdout.splitlines()[-1])

@@ -46,6 +46,10 @@ app.add_typer(scores_app, name="scores")
 
 def main() -> None:
     """Run the command line; every error is a message and exit code 1."""
+    if sys.argv[1:2] == ["score"]:
+        from rlhf_data.scoring.allocator import restart_flat
+
+        restart_flat()
     sys.exit(run_command(sys.argv[1:]))
 
 

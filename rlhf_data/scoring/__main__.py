@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from rlhf_data.scoring.allocator import restart_flat
+
 
 def main() -> None:
     """Score a file of requests; under torchrun, or with --processes, as one of several."""
@@ -85,4 +87,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    restart_flat()
     main()

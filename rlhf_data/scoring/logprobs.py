@@ -20,10 +20,7 @@ from rlhf_data.scoring.head import Transform, target_logps
 from rlhf_data.scoring.packs import Batch, Group, Layout, pack, pad
 
 _EXACT = 1e-3  # nats a token: float32
-_ROUNDED, _PLAIN = (
-    10.0,
-    0.05,
-)  # in bfloat16 packs may be so many times as far off as padded batches are, or so many nats
+_ROUNDED, _PLAIN = 10.0, 0.05  # in bfloat16 packs may be so many times as far off as padded batches, or so many nats
 _SEEN = 0.02  # nats: of equal shapes the products are equal, but of a mixture's experts, which get other rows
 
 
